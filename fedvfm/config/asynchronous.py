@@ -36,8 +36,9 @@ class Asynchronous(pydantic.BaseModel):
     @property
     def said(self) -> str:
         """What it means, for whoever approves it."""
+        bare = "; with 1 every site can read another one's update off two adapters" if self.buffer_size == 1 else ""
         return (
             f"a round ends with the first {self.buffer_size} updates and asks no site that is still training; its "
             f"update counts up to {self.staleness_limit} rounds later, less the later it comes "
-            f"((1 + rounds)^-{self.staleness_power:g})"
+            f"((1 + rounds)^-{self.staleness_power:g}){bare}"
         )

@@ -44,10 +44,12 @@ class Counted:
         self.members = [numpy_sites.NumpySite(site, count, change=self._keep) for site, count in SIZES.items()]
         self.asked = {site.name: site.asked for site in self.members}
 
-    def run(self, chosen: schema.Recipe, west: float = 2.5, name: str = "run", stop: int = 0) -> list[dict[str, Any]]:
+    def run(
+        self, chosen: schema.Recipe, west: float = 2.5, name: str = "run", stop: int = 0, grid: Any = None
+    ) -> list[dict[str, Any]]:
         job = numpy_sites.make_job(self.folder / name, self.members, chosen, simulated=True, site_times={"west": west})
         self.made[0] = job.locked.adapter
-        numpy_sites.run(job, self.members, stop=numpy_sites.after(stop), note=self._look)
+        numpy_sites.run(job, self.members, stop=numpy_sites.after(stop), note=self._look, grid=grid)
         return hash_chain.read(self.folder / name / "journal.jsonl")
 
     def _keep(self, kind: str, number: int, reply: Any) -> Any:
@@ -124,6 +126,8 @@ def test_a_late_update_counts_less_and_moves_the_adapter_by_what_it_changed(coun
 def test_the_discount_of_staleness() -> None:
     own = asynchronous.Asynchronous(buffer_size=1)
     assert own.discount(0) == 1.0
+    assert "every site can read another one's update off two adapters" in own.said
+    assert "read another" not in asynchronous.Asynchronous(buffer_size=2).said
     assert own.discount(3) == pytest.approx(0.5)
     assert asynchronous.Asynchronous(buffer_size=1, staleness_power=0.0).discount(9) == 1.0
 
@@ -159,6 +163,29 @@ def test_stopped_after_any_round_and_resumed_it_ends_with_the_same_bits(tmp_path
         stopped = Counted(tmp_path / f"stopped-{stop}")
         stopped.run(chosen, stop=stop)
         assert lasting(stopped.run(chosen)) == whole
+
+
+class Eager(numpy_sites.LoopGrid):
+    """Sites train as soon as they are asked, whether their answers are taken or not."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        keys = list(super().push_messages(messages))
+        self.came = {**getattr(self, "came", {}), **{key: super(Eager, self).pull_messages([key]) for key in keys}}
+        return keys
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [reply for key in message_ids for reply in self.came.pop(key, [])]
+
+
+def test_what_coding_an_update_lost_that_was_given_up_is_the_same_whenever_it_is_trained(tmp_path: Path) -> None:
+    chosen = recipe(7, staleness_limit=2, codec="int4")
+    lazy = lasting(Counted(tmp_path / "lazy").run(chosen, west=50.0))
+    eager = Counted(tmp_path / "eager")
+    grid = Eager(numpy_sites.client_app(eager.members), len(eager.members))
+    assert lasting(eager.run(chosen, west=50.0, grid=grid)) == lazy
+    stopped = Counted(tmp_path / "stopped")
+    stopped.run(chosen, west=50.0, stop=3)
+    assert lasting(stopped.run(chosen, west=50.0)) == lazy
 
 
 def test_an_adapter_that_a_site_is_out_with_is_checked_when_it_is_read(counted: Counted) -> None:

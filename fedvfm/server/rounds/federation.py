@@ -29,7 +29,7 @@ from fedvfm.data import unlabelled
 from fedvfm.flower import internals
 from fedvfm.privacy import base as mechanisms
 from fedvfm.privacy import statements
-from fedvfm.protocol import envelope, protocol
+from fedvfm.protocol import codecs, envelope, protocol
 from fedvfm.report import progress
 from fedvfm.server.rounds import (
     admission,
@@ -384,15 +384,34 @@ class Federation:
 
     def _free(self, number: int, ready: Sequence[handshake.Member], own: buffer.Buffer) -> list[str]:
         """Of the sites that may be asked those that are not training; from now on they are."""
+        since = {site: row.round for site, row in own.out.items()}
         self._given_up = given_up = own.give_up(number)
         for site, why in given_up.items():
             self._refused(number, site, why["reason"])
+        if not self._waits and self.recipe.codec != codecs.PLAIN:
+            self._let_train([member for member in ready if member.name in given_up], since, own)
         own.messages.forget({member.node for member in ready if member.name in given_up})
         # Who is given up is asked again in the next round; where the others are too few for this one, at once.
         few = sum(member.name not in given_up for member in ready) < self._least(own)
         free = [member.name for member in ready if member.name not in {*own.out, *(() if few else given_up)}]
         own.ask(number, free)
         return free
+
+    def _let_train(self, members: Sequence[handshake.Member], since: Mapping[str, int], own: buffer.Buffer) -> None:
+        """In a simulation let sites that are given up end their work, whose updates nobody takes.
+
+        What coding them lost goes into their next ones. Else it would depend on the engine whether they had trained.
+        """
+        nodes = {member.node: since[member.name] for member in members}
+        sent = {key: row for key, row in own.messages.sent.items() if row[0] in nodes}
+        standing = messaging.Standing(sent, next_of=lambda asked: asked)
+
+        def task(member: handshake.Member) -> protocol.Task:
+            began = own.adapter(since[member.name], self._began_with)
+            return protocol.Task(self.recipe, since[member.name], self.rule.for_site(began, member.manifest))
+
+        for _ in self._ask(members, protocol.TRAIN, task, nodes, standing=standing):
+            pass
 
     def _least(self, own: buffer.Buffer) -> int:
         """So many updates a round needs: of all that train here, however few of them it may wait for."""
