@@ -249,6 +249,12 @@ def asynchronous_faults(recipe: schema.Recipe) -> list[str]:
             'rule = "mean"',
         ),
         (
+            recipe.aggregation.weighting == "loss",
+            "recipe.aggregation.weighting = 'loss'",
+            "a late update has the loss of an earlier adapter, and would count more for being late",
+            'weighting = "examples" or "uniform"',
+        ),
+        (
             recipe.adapter.factors == factors.ALTERNATE,
             "recipe.adapter.factors = 'alternate'",
             "a late update is of the factor that does not train in the round that takes it",

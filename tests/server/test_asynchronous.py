@@ -352,6 +352,7 @@ def test_a_round_is_of_as_many_sites_as_were_promised_where_one_is_given_up_and_
     [
         ({"aggregation": {"rule": "svd"}}, "rule = 'svd'.*from one adapter"),
         ({"aggregation": {"rule": "median", "weighting": "uniform"}}, "rule = 'median'.*from one adapter"),
+        ({"aggregation": {"weighting": "loss"}}, "weighting = 'loss'.*count more for being late"),
         ({"adapter": {"rank": 3, "factors": "alternate"}}, "factors = 'alternate'"),
         ({"personal": {"kind": "head-local"}}, r"personal\.kind = 'head-local'"),
         (
