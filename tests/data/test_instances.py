@@ -43,7 +43,17 @@ def test_as_many_boxes_as_discs(seed: int) -> None:
     for number in range(1, 13):
         y, x = rng.integers(6, 58, 2)
         numbers[(rows - y) ** 2 + (columns - x) ** 2 < 40] = number
-    assert len(boxes.of_mask(instances.apart(numbers))) >= len(np.unique(numbers)) - 1
+    whole = sum(len(boxes.of_mask((numbers == number).astype(np.int64))) for number in range(1, 13))
+    assert len(boxes.of_mask(instances.apart(numbers))) == whole
+
+
+def test_an_object_that_would_fall_into_pieces_keeps_the_largest() -> None:
+    numbers = np.zeros((7, 9), np.int64)
+    numbers[2:5, :9], numbers[2, 3:5], numbers[4, 3:5] = 5, 8, 9  # a waist of one row between two others
+    mask = instances.apart(numbers)
+    of_five = (mask == 1) & (numbers == 5)
+    assert of_five.nonzero()[1].min() == 6
+    assert len(boxes.of_mask(of_five.astype(np.int64))) == 1
 
 
 def source(folder: Path, **options: Any) -> Any:
