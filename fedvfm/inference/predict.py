@@ -770,7 +770,12 @@ class Predictor:
         again = self._slices(case, header, item.chosen, masks)
         drawn = ((at, name, pixels, masks[at]) for at, name, pixels in again)
         row = self._volume(item, header, drawn, form, boxes)
-        reached = {"mm": self._propagate, "slices_given": len(given), "slices_reached": len(boxes) - len(given)}
+        reached = {
+            "mm": self._propagate,
+            "slices_given": len(given),
+            "slices_reached": len(boxes) - len(given),
+            "slices_between": len(propagation.between(given, steps)) - len(given),
+        }
         return row | self._counted(list(given.values())) | {"propagated": reached}
 
     def _volume(

@@ -4,13 +4,16 @@
 
 A person or a detector gives a box on one slice, or on a few. The mask that it leads to has a box of its own, which,
 with a margin (:data:`MARGIN`), is the prompt of the next slice, both ways. A box is followed until its mask has fewer
-than :data:`LEAST` pixels, hardly lies on that of the slice before (:data:`TOGETHER`), or the steps that were asked for
-are over; the slice where it ends so keeps nothing of it. A model that was only shown boxes of what is there draws
+than :data:`LEAST` pixels, hardly lies on that of the slice before (:data:`TOGETHER`), is of quite another size
+(:data:`CHANGE`), or the steps that were asked for are over; the slice where it ends so keeps nothing of it. Where one
+object was drawn on two slices, nothing is followed between them: its box there lies between the two (:data:`APART`).
+ A model that was only shown boxes of what is there draws
 something in every box: without a limit it may follow an object beyond its end.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Container, Mapping, Sequence
 
 import numpy as np
@@ -18,16 +21,25 @@ from numpy.typing import NDArray
 
 from fedvfm.model import sliding_window
 
-MARGIN = 0.1
-"""How far each side of a mask's box moves out, as a share of the box's width or height; training jitters it as much."""
-OUTWARDS = 1.0
+MARGIN = 0.05
+"""How far each side of a mask's box moves out, as a share of the box's width or height. A model that fills its boxes
+makes an object larger by it from slice to slice (``benchmarks/propagation.py``)."""
+OUTWARDS = 0.5
 """Pixels that it moves at least: a small object may grow, too."""
 LEAST = 8
 """Pixels of a mask that is still followed."""
 TOGETHER = 0.2
 """Least share of the smaller of two neighbouring masks that lies on the other."""
 
-NOTE = "boxes were followed from slice to slice: look where each object ends, since nobody said so"
+CHANGE = 3.0
+"""How many times as large, or as small, as that of the slice before a mask may be that is followed."""
+APART = 2.0
+"""Boxes of one object are so many times the steps apart at most; 0 takes every box for an object of its own."""
+
+NOTE = (
+    "boxes were followed from slice to slice, or lie evenly between two that show one object: look where each object "
+    "ends, and whether it is all the way between, since nobody said so"
+)
 
 Box = NDArray[np.float64]
 Step = tuple[int, int, Box, NDArray[np.bool_] | None]
@@ -47,7 +59,8 @@ def follow(
 
     Where a class has a box of the file, or was reached from a nearer slice, no other box of it comes there: slices are
     reached in the order of their distance. Of slices that several classes reach all boxes are drawn together, without
-    those that ended there. Slices where all ended have a mask, and no boxes.
+    those that ended there. Slices where all ended have a mask, and no boxes. A class with one box on each of two slices
+    that may be of one object (:func:`between`) is on every slice between them.
 
     Args:
         given: slice -> boxes of each foreground class.
@@ -55,6 +68,7 @@ def follow(
         steps: slices that a box is followed at most, both ways.
         draw: computes masks.
     """
+    given = between(given, steps)
     boxes, masks = dict(given), dict(draw(given))
     front: list[Step] = [
         (at, number, box, None) for at, own in given.items() for number, listed in enumerate(own) for box in listed
@@ -74,6 +88,37 @@ def follow(
         boxes = {at: own for at, own in boxes.items() if at in given or any(map(len, own))}
         front = [(to, number, box, part) for (to, number), own in going.items() for box, part in own]
     return boxes, masks
+
+
+def between(given: Mapping[int, sliding_window.Boxes], steps: int) -> dict[int, sliding_window.Boxes]:
+    """The boxes, and those between two that show one object: each side moves evenly from one to the other.
+
+    Two boxes of a class are of one object where no other box of it is on either slice nor between them, one is not
+    beside the other (:func:`_near`), and following both would meet (:data:`APART`).
+
+    Args:
+        given: slice -> boxes of each foreground class.
+        steps: slices that a box is followed at most.
+    """
+    filled = {at: list(own) for at, own in given.items()}
+    for number in range(len(next(iter(given.values())))):
+        drawn = sorted(at for at, own in given.items() if len(own[number]))
+        for first, last in itertools.pairwise(drawn):
+            start, end = given[first][number], given[last][number]
+            if last - first > APART * steps or len(start) > 1 or len(end) > 1 or not _near(start[0], end[0]):
+                continue
+            for at in range(first + 1, last):
+                share = (at - first) / (last - first)
+                own = filled.setdefault(at, [np.zeros((0, 4)) for _ in next(iter(given.values()))])
+                own[number] = (1 - share) * start + share * end
+    return {at: tuple(own) for at, own in sorted(filled.items())}
+
+
+def _near(start: Box, end: Box) -> bool:
+    """Whether the middles of two boxes are no further apart than the larger one is wide and high."""
+    middles = (start[:2] + start[2:] - end[:2] - end[2:]) / 2
+    sides = np.maximum(start[2:] - start[:2], end[2:] - end[:2]) + 1
+    return bool((np.abs(middles) <= sides).all())
 
 
 def _going(mask: NDArray[np.bool_], own: Sequence[Led]) -> list[Led]:
@@ -131,11 +176,13 @@ def inside(mask: NDArray[np.bool_], box: Box) -> NDArray[np.bool_]:
 
 
 def goes_on(part: NDArray[np.bool_], before: NDArray[np.bool_] | None) -> bool:
-    """Whether a mask is followed: large enough, and on that of the slice it was reached from."""
+    """Whether a mask is followed: large enough, on that of the slice it was reached from, and of about its size."""
     size = int(part.sum())
-    if size < LEAST:
-        return False
-    return before is None or int((part & before).sum()) >= TOGETHER * min(size, int(before.sum()))
+    if size < LEAST or before is None:
+        return size >= LEAST
+    other = int(before.sum())
+    small, large = min(size, other), max(size, other)
+    return large <= CHANGE * small and int((part & before).sum()) >= TOGETHER * small
 
 
 def around(part: NDArray[np.bool_]) -> Box:

@@ -106,6 +106,33 @@ def test_a_mask_that_jumps_or_is_too_small_ends_it_and_is_left_out() -> None:
     assert 4 not in masks
 
 
+def test_a_mask_of_quite_another_size_ends_it_and_is_left_out() -> None:
+    labels = np.zeros((5, 40, 40), dtype=np.uint8)
+    labels[:2, 10:30, 10:30] = 1
+    labels[2:, 10:22, 10:22] = 1  # 144 of 400 pixels: followed; a pixel a side less would be under a third
+    given = {0: (np.array([[10.0, 10, 29, 29]]),)}
+    _, masks = propagation.follow(given, 5, 4, Truth(labels))
+    assert [bool(masks[at].any()) for at in sorted(masks)] == [True] * 5
+    labels[2:, 21, :] = labels[2:, :, 21] = 0
+    _, masks = propagation.follow(given, 5, 4, Truth(labels))
+    assert [bool(masks[at].any()) for at in sorted(masks)] == [True, True, False]
+
+
+def test_a_box_lies_evenly_between_two_slices_that_show_one_object() -> None:
+    first, last = np.array([[10.0, 10, 20, 20]]), np.array([[14.0, 10, 24, 30]])
+    found = propagation.between({2: (first, NONE), 6: (last, NONE)}, 4)
+    assert list(found) == [2, 3, 4, 5, 6]
+    np.testing.assert_array_equal(found[3][0], [[11, 10, 21, 22.5]])
+    assert all(not len(own[1]) for own in found.values())
+    far, both = np.array([[40.0, 40, 50, 50]]), np.concatenate([last, last + 20])
+    for other, steps in ((far, 4), (both, 4), (last, 1)):
+        given = {2: (first, NONE), 6: (other, NONE)}
+        assert list(propagation.between(given, steps)) == [2, 6], "another object, several, or too far"
+    stands = propagation.between({2: (first, NONE), 4: (NONE, far), 6: (last, NONE)}, 4)
+    np.testing.assert_array_equal(stands[4][1], far)
+    np.testing.assert_array_equal(stands[4][0], [[12, 10, 22, 25]])
+
+
 def test_what_ended_does_not_come_back_with_another_class() -> None:
     """Class 1 ends at slice 4, which class 2 reaches later: it is drawn again, without the end."""
     labels = np.zeros((12, 40, 40), dtype=np.uint8)
