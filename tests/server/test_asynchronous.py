@@ -288,6 +288,24 @@ def test_a_site_that_is_away_for_long_is_asked_for_the_same_round_when_it_is_bac
     assert members[2].asked.count(("train", 1)) == 1
 
 
+def test_a_quorum_that_is_missed_names_who_is_away(tmp_path: Path) -> None:
+    class AllButEast(numpy_sites.LoopGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            messages = {key: self._waiting[key] for key in message_ids}
+            gone = {key: one for key, one in messages.items() if one.metadata.message_type == "train"}
+            gone = {key: self._waiting.pop(key) for key in gone if not key.endswith("-10")}
+            words = {key: protocol.in_place_of_answer("away", message) for key, message in gone.items()}
+            for key, word in words.items():
+                internals.set_reply_to(word, key)
+            return [*words.values(), *super().pull_messages([key for key in messages if key not in gone])]
+
+    members = [numpy_sites.NumpySite(site, count) for site, count in SIZES.items()]
+    grid = AllButEast(numpy_sites.client_app(members), len(members))
+    job = numpy_sites.make_job(tmp_path, members, recipe(2), durable=True)
+    with pytest.raises(errors.QuorumMissed, match=r"1 of 3 sites were admitted.*\(north: away, west: away\)"):
+        numpy_sites.run(job, members, grid=grid)
+
+
 def test_who_is_out_in_rounds_of_an_earlier_recipe_is_waited_for_by_nobody() -> None:
     line = {"out": {"east": {"round": 2}, "west": {"round": 4}}}
     own = buffer.Buffer(asynchronous.Asynchronous(buffer_size=1), None, line, first_round=3)

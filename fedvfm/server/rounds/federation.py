@@ -475,7 +475,9 @@ class Federation:
         refused = self._train(number, starts, [members[name] for name in waited], intake, kept)
         if own is not None:
             refused = dict(sorted({**self._given_up, **refused}.items()))
-        why = ", ".join(f"{name}: {row['reason']}" for name, row in refused.items()) or "no refusals"
+        missing = dict.fromkeys(sorted({*waited} - {*intake.sites} - refused.keys()), AWAY)
+        missing |= {name: row["reason"] for name, row in refused.items()}
+        why = ", ".join(f"{name}: {reason}" for name, reason in missing.items()) or "no refusals"
         least = cohort.quorum(len(asked), self.job.server) if own is None else self._least(own)
         cohort.require(list(intake.sites), waited, least, number, why)
         cohort.require_labels(list(intake.sites), self._without_labels(members), number)
