@@ -52,7 +52,7 @@ from fedvfm.tasks import boxes as boxing
 from fedvfm.tasks import case_heads, detection, fusion, segmentation
 
 FORMS = ("auto", "png", "nifti", "dicom-seg")
-SUMMARY = "summary.json"
+SUMMARY = results.SUMMARY
 MOST = 4096
 NO_TABLE = "none"
 """What is given in place of a table where there is none."""

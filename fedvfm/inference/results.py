@@ -24,6 +24,7 @@ from fedvfm.inference import inputs, segmentation_object
 from fedvfm.storage import storage
 from fedvfm.tasks import boxes as boxing
 
+SUMMARY = "summary.json"
 OVERLAYS = "overlays"
 CLASSES = "classes.csv"
 VALUES = "values.csv"
@@ -146,6 +147,8 @@ class Place:
 
     def _new(self, name: str) -> Path:
         path = self.folder / name
+        if name.casefold() == SUMMARY:
+            raise errors.DataError(f"its result would be {name}, which tells of all inputs; rename it")
         if os.path.lexists(path):
             raise errors.DataError(f"its result {name} would replace that of another input; rename one of them")
         self.files.append(name)

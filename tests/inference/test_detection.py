@@ -78,6 +78,17 @@ def test_boxes_of_a_volume_say_their_slice_and_voxels(
     assert "boxes of cell" in capsys.readouterr().out
 
 
+def test_an_input_called_as_the_summary_is_told_so(adapter: Path, tmp_path: Path) -> None:
+    """Its boxes would lie where the summary is written last."""
+    for name in ("a", "Summary"):
+        picture(tmp_path / "in" / f"{name}.png")
+    with pytest.raises(errors.DataError, match="which tells of all inputs; rename it"):
+        fedvfm.predict(adapter, tmp_path / "in", tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["id"] for row in summary["inputs"]] == ["a"]
+    assert list(summary["failed"]) == ["Summary"]
+
+
 def test_forms_of_masks_are_refused(adapter: Path, tmp_path: Path) -> None:
     picture(tmp_path / "in" / "a.png")
     with pytest.raises(errors.ConfigError, match="answers with boxes, which are written as JSON"):
