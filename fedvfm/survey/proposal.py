@@ -194,7 +194,7 @@ def propose(result: answer.Merged, backbone: str, largest: int = LARGEST) -> Pro
     reasons: list[tuple[str, str]] = []
     left: list[tuple[str, str]] = []
     volumes = bool(drafts.piece(backbone))
-    for rule in (_modality, _size, *((_target_spacing,) if volumes else ()), _window, _weights):
+    for rule in (_modality, _size, *((_target_spacing,) if volumes else ()), _window, _weights, _rate):
         key, value, why = rule(result, backbone, largest)
         if value is None:
             left.append((key, why))
@@ -205,14 +205,7 @@ def propose(result: answer.Merged, backbone: str, largest: int = LARGEST) -> Pro
         left.append(("spacing", _spacing(result)))
     else:
         left.append(("data.depth", "no survey asks how many slices a volume has"))
-    for key, why in (
-        ("optimiser.batch_size", "follows from the memory of the sites' machines, which no survey asks for"),
-        (
-            "optimiser.learning_rate",
-            "no rule leads from these statistics to it: it is the one that trained well with this backbone",
-        ),
-    ):
-        left.append((key, why))
+    left.append(("optimiser.batch_size", "follows from the memory of the sites' machines, which no survey asks for"))
     return Proposal(values, tuple(reasons), tuple(left))
 
 
@@ -225,6 +218,13 @@ def _modality(result: answer.Merged, backbone: str, largest: int) -> Ruled:
     if survey.modality == "any":
         return "data.modality", None, "the survey asked for none"
     return "data.modality", survey.modality, "as the survey asked"
+
+
+def _rate(result: answer.Merged, backbone: str, largest: int) -> Ruled:
+    survey = result.survey
+    drafted = tomllib.loads(drafts.recipe(survey.task, backbone, list(survey.class_names)))
+    why = "one rate for a kind of backbone and a task, whatever the data, as nnU-Net has one for all sets of data"
+    return "optimiser.learning_rate", drafted["optimiser"]["learning_rate"], why
 
 
 def _size(result: answer.Merged, backbone: str, largest: int) -> Ruled:

@@ -173,8 +173,10 @@ def test_volumes_are_brought_to_the_median_spacing(between: dict[float, float], 
 
 
 def test_what_nothing_decides_is_said() -> None:
-    left = dict(proposal.propose(result({}), "dinov2-small-imgfocus").left)
-    assert {"optimiser.batch_size", "optimiser.learning_rate", "data.window", "data.input_size"} <= set(left)
+    proposed = proposal.propose(result({}), "dinov2-small-imgfocus")
+    left = dict(proposed.left)
+    assert proposed.values["optimiser.learning_rate"] == 1.5e-3
+    assert {"optimiser.batch_size", "data.window", "data.input_size"} <= set(left)
 
 
 def test_the_proposed_recipe_can_be_read_and_locked() -> None:
