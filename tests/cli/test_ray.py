@@ -19,6 +19,8 @@ import psutil
 import pytest
 from PIL import Image
 
+from tests.support import forks
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra 'ray' is not installed"),
@@ -44,7 +46,8 @@ def ours(mark: str) -> dict[int, list[str]]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _nothing_left_behind(monkeypatch: pytest.MonkeyPatch, template: forks.Template) -> Iterator[None]:
+    template.begin()  # of the whole session, so before the mark is there
     mark = uuid.uuid4().hex
     monkeypatch.setenv(MARK, mark)  # which every process inherits from the one that starts it
     yield
