@@ -278,12 +278,16 @@ def _of_masks(arm: str, tables: Mapping[str, Table]) -> Iterator[Finding]:
         if alike:
             text = f"the predicted mask is {kind} for every test image at {_count(alike, own)} ({_some(alike)})"
             yield Finding(CONSTANT, arm, tuple(alike), text)
-    blank = {site: sum(share == 0 for share in table["true_foreground"]) for site, table in own.items()}
-    blank = {site: count for site, count in blank.items() if count}
-    if blank and arm == FEDERATED:
+    if arm == FEDERATED and (blank := _blank(own, "true_foreground")):
         each = "; ".join(_without_blank(site, own[site], count) for site, count in _first(blank))
         text = f"test images without foreground, on which an empty mask scores Dice 1: {each}{_rest(blank)}"
         yield Finding(EMPTY_TRUTHS, arm, tuple(blank), text)
+
+
+def _blank(tables: Mapping[str, Table], column: str) -> dict[str, int]:
+    """At how many images of each site nothing was to be found; sites without such an image are left out."""
+    counts = {site: sum(value == 0 for value in table[column]) for site, table in tables.items()}
+    return {site: count for site, count in counts.items() if count}
 
 
 def _of_boxes(arm: str, tables: Mapping[str, Table]) -> Iterator[Finding]:
@@ -300,9 +304,7 @@ def _of_boxes(arm: str, tables: Mapping[str, Table]) -> Iterator[Finding]:
     if none:
         text = f"no box is sure enough to be delivered in any test image at {_count(none, own)} ({_some(none)})"
         yield Finding(CONSTANT, arm, tuple(none), text)
-    blank = {site: sum(count == 0 for count in table["objects"]) for site, table in own.items()}
-    blank = {site: count for site, count in blank.items() if count}
-    if blank and arm == FEDERATED:
+    if arm == FEDERATED and (blank := _blank(own, "objects")):
         each = "; ".join(_without_blank(site, own[site], count, "f1", "objects") for site, count in _first(blank))
         text = f"test images without an object, on which no box scores F1 1: {each}{_rest(blank)}"
         yield Finding(EMPTY_TRUTHS, arm, tuple(blank), text)

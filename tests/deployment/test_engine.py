@@ -24,6 +24,16 @@ def rounds(tiny: Any, run: Path) -> list[str]:
     return [line["fingerprint"] for line in tiny.lines(run / "journal.jsonl")]
 
 
+def lines_of_both(tiny: Any, folder: Path, *words: Any) -> list[dict[str, Any]]:
+    """The journal of what both engines did alike, to the last bit of every round."""
+    for engine in ("in-process", "deployment"):
+        answer = tiny.run("simulate", *words, "--engine", engine, "--output", folder / engine)
+        assert answer.code == 0, answer.err
+    assert tiny.results(folder / "deployment") == tiny.results(folder / "in-process")
+    assert rounds(tiny, folder / "deployment") == rounds(tiny, folder / "in-process")
+    return list(tiny.lines(folder / "deployment" / "journal.jsonl"))
+
+
 class Watch(threading.Thread):
     """Looks at a run's processes and files while it runs."""
 
@@ -84,11 +94,7 @@ def test_three_sites_give_the_bits_of_the_in_process_engine(tiny: Any, ours: Any
 
 def test_one_factor_at_a_time_over_a_real_network(tiny: Any, tmp_path: Path) -> None:
     sets = [*TWO, "--set", 'recipe.adapter.factors="alternate"']
-    for engine in ("in-process", "deployment"):
-        answer = tiny.run("simulate", tiny.experiment, *sets, "--engine", engine, "--output", tmp_path / engine)
-        assert answer.code == 0, answer.err
-    assert tiny.results(tmp_path / "deployment") == tiny.results(tmp_path / "in-process")
-    assert rounds(tiny, tmp_path / "deployment") == rounds(tiny, tmp_path / "in-process")
+    lines_of_both(tiny, tmp_path, tiny.experiment, *sets)
     assert [line["factor_error"] for line in tiny.lines(tmp_path / "deployment" / "journal.jsonl")] == [0.0] * 3
 
 
@@ -125,11 +131,7 @@ fit = "native"
 augment = ["flip", "intensity"]
 """
     )
-    for engine in ("in-process", "deployment"):
-        answer = tiny.run("simulate", experiment, "--engine", engine, "--output", tmp_path / engine)
-        assert answer.code == 0, answer.err
-    assert tiny.results(tmp_path / "deployment") == tiny.results(tmp_path / "in-process")
-    assert rounds(tiny, tmp_path / "deployment") == rounds(tiny, tmp_path / "in-process")
+    lines_of_both(tiny, tmp_path, experiment)
     assert "slice " in (tmp_path / "in-process" / "report.html").read_text(), "a picture says which slice it shows"
 
 
@@ -144,12 +146,7 @@ def test_a_residual_and_rounds_by_time_over_a_real_network(tiny: Any, tmp_path: 
         "site_pace={east=2.0}",
     )
     words = [word for one in sets if one != "--set" for word in ("--set", one)]
-    for engine in ("in-process", "deployment"):
-        answer = tiny.run("simulate", tiny.experiment, *words, "--engine", engine, "--output", tmp_path / engine)
-        assert answer.code == 0, answer.err
-    assert tiny.results(tmp_path / "deployment") == tiny.results(tmp_path / "in-process")
-    assert rounds(tiny, tmp_path / "deployment") == rounds(tiny, tmp_path / "in-process")
-    lines = tiny.lines(tmp_path / "deployment" / "journal.jsonl")
+    lines = lines_of_both(tiny, tmp_path, tiny.experiment, *words)
     assert [line["examples"]["east"] for line in lines] == [2] * 3
     assert all(line["refused"] == {} and line["aggregate_error"] < 1e-5 for line in lines)
 
@@ -158,12 +155,7 @@ def test_asynchronous_rounds_over_a_real_network(tiny: Any, tmp_path: Path) -> N
     """Who is slow by the counted clock is late by it, and the same bits come of it."""
     sets = (*ALONE[1:], "recipe.asynchronous={buffer_size=2}", "site_times={south=2.5}")
     words = [word for one in sets for word in ("--set", one)]
-    for engine in ("in-process", "deployment"):
-        answer = tiny.run("simulate", tiny.experiment, *words, "--engine", engine, "--output", tmp_path / engine)
-        assert answer.code == 0, answer.err
-    assert tiny.results(tmp_path / "deployment") == tiny.results(tmp_path / "in-process")
-    assert rounds(tiny, tmp_path / "deployment") == rounds(tiny, tmp_path / "in-process")
-    lines = tiny.lines(tmp_path / "deployment" / "journal.jsonl")
+    lines = lines_of_both(tiny, tmp_path, tiny.experiment, *words)
     assert [line["staleness"] for line in lines] == [{}, {}, {"south": 2}]
 
 
@@ -177,22 +169,13 @@ def test_a_secure_sum_with_shared_noise_over_a_real_network(tiny: Any, tmp_path:
         'recipe.privacy={mechanism="site-level-shared", clip=1.0, noise_multiplier=0.1, delta=1e-5}',
     )
     words = [word for one in sets for word in ("--set", one)]
-    for engine in ("in-process", "deployment"):
-        answer = tiny.run("simulate", tiny.experiment, *words, "--engine", engine, "--output", tmp_path / engine)
-        assert answer.code == 0, answer.err
-    assert tiny.results(tmp_path / "deployment") == tiny.results(tmp_path / "in-process")
-    assert rounds(tiny, tmp_path / "deployment") == rounds(tiny, tmp_path / "in-process")
-    lines = tiny.lines(tmp_path / "deployment" / "journal.jsonl")
+    lines = lines_of_both(tiny, tmp_path, tiny.experiment, *words)
     assert [line["secure_aggregation"]["honest"] for line in lines] == [2, 2, 2]
 
 
 def test_coded_differences_over_a_real_network(tiny: Any, tmp_path: Path) -> None:
     sets = [*TWO, "--set", 'recipe.codec="int8"']
-    for engine in ("in-process", "deployment"):
-        answer = tiny.run("simulate", tiny.experiment, *sets, "--engine", engine, "--output", tmp_path / engine)
-        assert answer.code == 0, answer.err
-    assert tiny.results(tmp_path / "deployment") == tiny.results(tmp_path / "in-process")
-    assert rounds(tiny, tmp_path / "deployment") == rounds(tiny, tmp_path / "in-process")
+    lines_of_both(tiny, tmp_path, tiny.experiment, *sets)
     plain = tiny.run("simulate", tiny.experiment, *TWO, "--output", tmp_path / "plain")
     assert plain.code == 0, plain.err
     coded, whole = (
@@ -239,11 +222,7 @@ def test_a_site_that_cannot_start_is_named_with_its_last_words(tiny: Any, tmp_pa
 @pytest.mark.parametrize("kind", ["head-local", "by-part"])
 def test_arrays_that_stay_at_the_sites_over_a_real_network(tiny: Any, tmp_path: Path, kind: str) -> None:
     sets = [*TWO, "--set", f'recipe.personal.kind="{kind}"']
-    for engine in ("in-process", "deployment"):
-        answer = tiny.run("simulate", tiny.experiment, *sets, "--engine", engine, "--output", tmp_path / engine)
-        assert answer.code == 0, answer.err
-    assert tiny.results(tmp_path / "deployment") == tiny.results(tmp_path / "in-process")
-    assert rounds(tiny, tmp_path / "deployment") == rounds(tiny, tmp_path / "in-process")
+    lines_of_both(tiny, tmp_path, tiny.experiment, *sets)
     kept = {
         engine: sorted((tmp_path / engine).rglob("personal/*/*.personal")) for engine in ("in-process", "deployment")
     }
