@@ -280,6 +280,53 @@ def test_an_own_backbone_and_adapter_make_a_model() -> None:
     assert model.frozen_blocks == 0
 
 
+class Narrow(Patches):
+    """Says a width that its grids do not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 9
+
+
+class Drawing(Patches):
+    """Draws noise whenever it computes."""
+
+    def features(self, pixels: torch.Tensor, taps: Any, prefix: Any = None) -> backbones.Features:
+        return super().features(pixels + torch.rand_like(pixels), taps, prefix)
+
+
+class Gridless(Patches):
+    """Gives no grid, and no Features in the end."""
+
+    def features(self, pixels: torch.Tensor, taps: Any, prefix: Any = None) -> Any:
+        return pixels
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (Narrow, "pooled of one image has shape (1, 8); (1, 9) is needed, since width = 9"),
+        (Drawing, "the same image gave two different answers"),
+        (Gridless, "features() returned Tensor"),
+    ],
+)
+def test_an_own_backbone_is_held_to_its_word_before_it_trains(kind: type[Patches], said: str) -> None:
+    register_all()
+    fedvfm.register_backbone("my-patches", lambda *_, **__: kind(), replace=True)
+    with pytest.raises(errors.ConfigError) as caught:
+        adapted_model.AdaptedModel(experiment.parse(VALUES, "experiment").recipe)
+    assert "my-patches" in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_a_function_that_returns_no_backbone_is_told_so_with_the_other_faults() -> None:
+    register_all()
+    fedvfm.register_backbone("my-patches", lambda *_, **__: 3, replace=True)
+    with pytest.raises(errors.ConfigError) as caught:
+        experiment.examine(experiment.parse(VALUES, "experiment"))
+    assert "recipe.backbone: 'my-patches' was loaded as int" in str(caught.value)
+
+
 def test_all_of_them_run_in_one_simulation(tmp_path: Path) -> None:
     register_all()
     result = fedvfm.simulate(VALUES, output=tmp_path / "run")

@@ -15,7 +15,7 @@ from fedvfm.adapters import base as adapters
 from fedvfm.adapters import decoder
 from fedvfm.adapters import table as adapter_table
 from fedvfm.backbones import base as backbones
-from fedvfm.backbones import licences, tokens, towers, weights
+from fedvfm.backbones import contract, licences, tokens, towers, weights
 from fedvfm.backbones import table as backbone_table
 from fedvfm.config import schema
 from fedvfm.model import precision as precisions
@@ -53,6 +53,9 @@ def examine(recipe: schema.Recipe) -> tuple[AdaptedModel | None, list[str]]:
         backbone = None
     except errors.ConfigError as error:
         faults.extend(f"recipe.backbone: {fault}" for fault in error.faults)
+        backbone = None
+    if backbone is not None and (wrong := contract.kind_faults(recipe.backbone.name, backbone)):
+        faults.extend(f"recipe.backbone: {fault}" for fault in wrong)
         backbone = None
     recipe = recipe if backbone is None else resolve(recipe, backbone)
     if recipe.task.kind in task_table.TABLE:
@@ -305,6 +308,10 @@ class AdaptedModel(nn.Module):
             raise errors.ConfigError("recipe", wrong)
         self.to(self.device) if with_weights else None
         self.taps = self.backbone.taps(self.task.grids)
+        if with_weights and contract.is_own(self.backbone):
+            wrong = contract.faults(self.backbone, recipe.data.input_size, self.taps, self.device)
+            if wrong:
+                raise errors.ConfigError(f"backbone '{recipe.backbone.name}'", wrong)
         self._parameters_by_name = self._wire()
         self.frozen_blocks = self._count_frozen()
         self.frozen_whole = not self.injected.parameters
