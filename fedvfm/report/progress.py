@@ -41,11 +41,21 @@ def silent(event: str, /, **fields: object) -> None:
     """The observer that says nothing."""
 
 
+def in_notebook() -> bool:
+    """Whether this is the kernel of a notebook."""
+    return "ipykernel" in sys.modules
+
+
 @contextlib.contextmanager
 def watch(quiet: bool, live: Callable[[Progress], Observer], plain: Callable[[], Observer]) -> Iterator[Observer]:
     """The observer for this output: silent, ``live`` with bars where a person looks on, ``plain`` lines elsewhere."""
     if quiet:
         yield silent
+    elif in_notebook():
+        from fedvfm.report import notebook_bars
+
+        with notebook_bars.Bars() as bars:
+            yield live(bars)
     elif sys.stderr.isatty():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -25,9 +25,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A console of rich that takes nothing for markup and lets no control character of a text through."""
-    return _kind()(stderr=stderr, markup=False, emoji=False)
+def console(*, stderr: bool = False, plain_text: bool = False) -> Console:
+    """A console of rich that takes nothing for markup and lets no control character of a text through.
+
+    Args:
+        stderr: whether it writes there.
+        plain_text: whether a notebook, too, is written to as a stream.
+    """
+    return _kind()(stderr=stderr, markup=False, emoji=False, force_jupyter=False if plain_text else None)
 
 
 @functools.cache

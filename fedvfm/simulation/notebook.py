@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -62,14 +61,14 @@ def simulate(
         seeds: run once per seed; the results are a list then.
         overrides: ``{"recipe.adapter.rank": 4}``, or what follows ``--set`` on the command line.
         output: a folder that does not exist or is empty; by default ``runs/NAME-DATE``.
-        observer: told of progress; left out, a notebook shows bars or lines and a script nothing.
+        observer: told of progress; left out, a notebook shows bars and a line a round, and a script nothing.
         engine: carries the messages, in place of the one that the experiment names.
 
     Raises:
         FedvfmError: with cause, value, limit and remedy.
     """
     prepared = changed(what, overrides, rounds)
-    with live.watch(quiet=not _in_notebook()) as watcher:
+    with live.watch(quiet=not progress.in_notebook()) as watcher:
         told_to = watcher if observer is None else observer
         if seeds is None:
             return run.simulate(prepared, output=output, observer=told_to, engine=engine)
@@ -121,7 +120,3 @@ def fetch_weights(name: str, *, revision: str | None = None) -> Path:
     """
     settings = schema.parse(schema.BackboneConfig, {"name": name, "revision": revision}, "fetch_weights")
     return stored.fetch(settings).folder
-
-
-def _in_notebook() -> bool:
-    return "ipykernel" in sys.modules

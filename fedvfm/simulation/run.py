@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Result:
     """
 
     path: Path
-    summary: Mapping[str, Any]
+    summary: Mapping[str, Any] = field(repr=False)
 
     @property
     def metrics(self) -> Any:
