@@ -44,10 +44,11 @@ def faults(backbone: base.Backbone, size: Sequence[int], taps: Sequence[int], de
     backbone.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            first, second = (backbone.features(rows.clone(), taps) for _ in range(2))
+            computed: list[Any] = [backbone.features(rows.clone(), taps) for _ in range(2)]
     finally:
         for module, training in modes:
             module.training = training
+    first, second = computed
     if not isinstance(first, base.Features):
         return [f"features() returned {type(first).__name__}; a fedvfm.backbones.base.Features is needed"]
     return _shape_faults(backbone, first, taps) or _difference(first, second)
