@@ -190,6 +190,10 @@ def experiment(
     backbone: Annotated[
         str, typer.Option(help="A name of the table, a Hugging Face name or a folder.")
     ] = "dinov2-small-imgfocus",
+    task: Annotated[
+        str | None,
+        typer.Option(help="detection of masks, case-classification of volumes; left out, as the folder looks."),
+    ] = None,
     sites: Annotated[
         int, typer.Option(min=0, help="Virtual hospitals, patients at random; 0: the folder's own, else up to 4.")
     ] = 0,
@@ -203,7 +207,7 @@ def experiment(
 
     extras.require()
     names = [part.strip() for part in (classes or "").split(",") if part.strip()]
-    seen = drafts.study(folder, names)
+    seen = drafts.study(folder, names, task)
     text = drafts.experiment(folder.absolute(), seen, backbone=backbone, sites=sites)
     written = drafts.write(output, text)
     partition = tomllib.loads(text)["partition"]

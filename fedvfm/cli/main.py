@@ -149,7 +149,9 @@ def simulate(
     workers: Annotated[
         str | None, typer.Option(help="Processes that compute, or auto; results are the same with any number.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Run folder; must not exist or be empty.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run folder; must not exist or be empty.")
+    ] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the run, or the runs of several seeds, in this folder.")
     ] = None,

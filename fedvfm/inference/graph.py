@@ -206,11 +206,13 @@ def _store(program: Any, module: torch.nn.Module, path: Path, model: adapted_mod
 
 
 def _inexpressible(model: adapted_model.AdaptedModel, error: Exception) -> errors.ConfigError:
+    alone = model.task.bags or delivery.detects(model) or model.recipe.inputs.columns  # no other form holds these
+    remedy = "no other form holds this adapter: use 'fedvfm predict'" if alone else "use hf or monai"
     return errors.ConfigError(
         "--format onnx",
         [
             f"torch {torch.__version__} cannot express backbone '{model.backbone.name}' with adapter kind "
-            f"'{model.recipe.adapter.kind}' as ONNX ({type(error).__name__}); use hf or monai"
+            f"'{model.recipe.adapter.kind}' as ONNX ({type(error).__name__}); {remedy}"
         ],
     )
 

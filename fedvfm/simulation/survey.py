@@ -98,7 +98,7 @@ def run(
     answers = _answers(asked, hospitals, recipe, observer)
     result = answer.merged(asked, answers)
     backbone = experiment.recipe.backbone.name
-    proposed = proposal.of_answers(asked, answers, backbone, largest)
+    proposed = proposal.of_answers(asked, answers, backbone, largest, experiment.recipe.task.kind)
     note = f"{SIMULATED}." if asked.privacy is None else SEEDED
     return result, proposed, results.write(folder, result, proposed, backbone, note)
 

@@ -55,11 +55,13 @@ class Proposal:
         values: dotted key -> value.
         reasons: (key, rule and numbers), a sentence each.
         left: (key, why it stays as the draft has it).
+        task: of the recipe.
     """
 
     values: dict[str, Any]
     reasons: tuple[tuple[str, str], ...]
     left: tuple[tuple[str, str], ...]
+    task: str
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,11 @@ def histogram(result: answer.Merged, name: str) -> Histogram | None:
 
 
 def of_answers(
-    survey: surveys.Survey, answers: Sequence[answer.Answer], backbone: str, largest: int = LARGEST
+    survey: surveys.Survey,
+    answers: Sequence[answer.Answer],
+    backbone: str,
+    largest: int = LARGEST,
+    task: str | None = None,
 ) -> Proposal:
     """The proposal of what sites answered, of whom one may be wrong, or lie.
 
@@ -143,13 +149,14 @@ def of_answers(
         answers: of the sites.
         backbone: a name of the table, a Hugging Face name or a folder.
         largest: (pixels) bound of the input's sides.
+        task: of the recipe; None takes the survey's.
 
     Raises:
         ConfigError: if there is none.
     """
 
     def proposed(some: Sequence[answer.Answer]) -> Proposal:
-        return propose(answer.merged(survey, some, answer.weights(survey, some)), backbone, largest)
+        return propose(answer.merged(survey, some, answer.weights(survey, some)), backbone, largest, task)
 
     whole = proposed(answers)
     if len(answers) < answer.LEAST_SITES:
@@ -167,7 +174,7 @@ def of_answers(
         hang = [f"without site '{site}' {_said(value)}" for site, value in others if _far(whole.values[key], value)]
         return "; ".join([why, *bound, *hang])
 
-    return Proposal(whole.values, tuple((key, reason(key, why)) for key, why in whole.reasons), whole.left)
+    return Proposal(whole.values, tuple((key, reason(key, why)) for key, why in whole.reasons), whole.left, whole.task)
 
 
 def _far(value: list[float], other: list[float] | None) -> bool:
@@ -182,20 +189,25 @@ def _said(value: list[float] | None) -> str:
     return "it would stay as drafted" if value is None else f"it would be {drafts.literal(value)}"
 
 
-def propose(result: answer.Merged, backbone: str, largest: int = LARGEST) -> Proposal:
+def propose(result: answer.Merged, backbone: str, largest: int = LARGEST, task: str | None = None) -> Proposal:
     """The proposal for a backbone.
 
     Args:
         result: of a survey.
         backbone: a name of the table, a Hugging Face name or a folder.
         largest: (pixels) bound of the input's sides.
+        task: of the recipe, where it learns something else from the surveyed masks or classes (boxes, cases); None
+            takes the survey's.
     """
+    task = task or result.survey.task
     values: dict[str, Any] = {}
     reasons: list[tuple[str, str]] = []
     left: list[tuple[str, str]] = []
+    ruled: list[Ruled] = []
     volumes = bool(drafts.piece(backbone))
-    for rule in (_modality, _size, *((_target_spacing,) if volumes else ()), _window, _weights, _rate):
-        key, value, why = rule(result, backbone, largest)
+    for rule in (_modality, _size, *((_target_spacing,) if volumes else ()), _window):
+        ruled.append(rule(result, backbone, largest))
+    for key, value, why in (*ruled, _weights(result, task), _rate(result, backbone, task)):
         if value is None:
             left.append((key, why))
         else:
@@ -206,7 +218,7 @@ def propose(result: answer.Merged, backbone: str, largest: int = LARGEST) -> Pro
     else:
         left.append(("data.depth", "no survey asks how many slices a volume has"))
     left.append(("optimiser.batch_size", "follows from the memory of the sites' machines, which no survey asks for"))
-    return Proposal(values, tuple(reasons), tuple(left))
+    return Proposal(values, tuple(reasons), tuple(left), task)
 
 
 Ruled = tuple[str, Any, str]
@@ -220,9 +232,8 @@ def _modality(result: answer.Merged, backbone: str, largest: int) -> Ruled:
     return "data.modality", survey.modality, "as the survey asked"
 
 
-def _rate(result: answer.Merged, backbone: str, largest: int) -> Ruled:
-    survey = result.survey
-    drafted = tomllib.loads(drafts.recipe(survey.task, backbone, list(survey.class_names)))
+def _rate(result: answer.Merged, backbone: str, task: str) -> Ruled:
+    drafted = tomllib.loads(drafts.recipe(task, backbone, list(result.survey.class_names)))
     why = "one rate for a kind of backbone and a task, whatever the data, as nnU-Net has one for all sets of data"
     return "optimiser.learning_rate", drafted["optimiser"]["learning_rate"], why
 
@@ -313,8 +324,10 @@ def _window(result: answer.Merged, backbone: str, largest: int) -> Ruled:
     )
 
 
-def _weights(result: answer.Merged, backbone: str, largest: int) -> Ruled:
+def _weights(result: answer.Merged, task: str) -> Ruled:
     key = "task.class_weights"
+    if task == "detection":
+        return key, None, "the loss of boxes has no weights of classes"
     shares = result.values.get("class-shares")
     if shares is None:
         return key, None, "class shares were not asked for"
@@ -384,7 +397,7 @@ def recipe(result: answer.Merged, proposal: Proposal, backbone: str) -> str:
     values = {"data.plane": survey.plane, **proposal.values}
     if survey.channels:
         values["data.channels"] = list(survey.channels)
-    text = drafts.fill(drafts.recipe(survey.task, backbone, list(survey.class_names)), values)
+    text = drafts.fill(drafts.recipe(proposal.task, backbone, list(survey.class_names)), values)
     try:
         schema.parse(schema.Recipe, tomllib.loads(text), "proposed recipe")
     except errors.ConfigError as error:

@@ -27,6 +27,7 @@ LINE = re.compile(r'^#?([A-Za-z0-9_]+|"[^"]+") = (.*)$')
 """A line with a key and its value; with ``#`` before it the key is left out."""
 TABLE = re.compile(r"^#?\[([a-z_.]+)\]$")
 
+_DATA_OF = {**bags.LABELS_OF, **bags.MASKS_OF}
 HOSPITALS, PATIENTS = 4, 3
 """Virtual hospitals of an experiment that was told no number, and the fewest patients of each."""
 EXPERIMENT_HEAD = """\
@@ -38,6 +39,13 @@ EXPERIMENT_HEAD = """\
 
 _SEGMENTATION = {"optimiser.learning_rate": 1.5e-3, "optimiser.head_learning_rate": 6e-3, "optimiser.batch_size": 2}
 _CLASSIFICATION = {"optimiser.learning_rate": 2e-3, "optimiser.head_learning_rate": 5e-3, "optimiser.batch_size": 8}
+_OF_MASKS = ("task.ce_weight", "task.dice_weight", "task.dice")
+_UNREAD = {
+    "detection": (*_OF_MASKS, "task.class_weights", "task.partial_labels"),
+    "classification": _OF_MASKS,
+    **dict.fromkeys(bags.LABELS_OF, _OF_MASKS),
+}
+"""Keys that a task does not read: a recipe that is drafted for it does not show them."""
 _FEDERATION = {"rounds": 16, "aggregation.server_momentum": 0.6}
 """Short rounds, and steps of the server that go on: a mean of steps is shorter than what many sites together need."""
 _CASES = {"optimiser.learning_rate": 1e-3, "optimiser.batch_size": 8, "adapter.kind": "head-only"}
@@ -98,6 +106,26 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
     if missing := set(values) - done:
         raise KeyError(f"no line for {', '.join(sorted(missing))}")
     return "\n".join(lines) + "\n"
+
+
+def without(template: str, keys: Sequence[str]) -> str:
+    """The template without the lines of these keys and the notes above them.
+
+    Args:
+        template: TOML.
+        keys: dotted, as ``"task.dice"``.
+    """
+    kept: list[str] = []
+    at = ""
+    for line in template.splitlines():
+        if heading := TABLE.match(line):
+            at = f"{heading[1]}."
+        elif (key := LINE.match(line)) and at + key[1] in keys:
+            while not kept.pop().startswith(f"# {key[1]}: "):
+                pass
+            continue
+        kept.append(line)
+    return "\n".join(kept) + "\n"
 
 
 def literal(value: bool | int | float | str | Sequence[Any] | Mapping[str, Any]) -> str:
@@ -198,7 +226,7 @@ def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
         }
         values |= {"data.views": 4, **kinds.get(task, _CASES if task in bags.LABELS_OF else kinds["classification"])}
     values |= {} if (backbone in backbones.TABLE and known is None) or task in bags.LABELS_OF else _FEDERATION
-    found = fill(text("recipe.toml"), values)
+    found = fill(without(text("recipe.toml"), _UNREAD.get(task, ())), values)
     schema.parse(schema.Recipe, tomllib.loads(found), "recipe")
     return headed("recipe", found)
 
@@ -249,7 +277,7 @@ class Study:
     """A folder of images as an experiment takes it.
 
     Attributes:
-        task: segmentation or classification; of cases where the folder says which images are one.
+        task: segmentation or classification, of cases where the folder says which images are one; or as was said.
         classes: as the folder names them, or as was said.
         named: whether the folder, or the caller, names them; else they are a guess.
         samples: pictures and slices.
@@ -265,24 +293,35 @@ class Study:
     sites: int
 
 
-def study(path: Path, classes: Sequence[str] = ()) -> Study:
+def study(path: Path, classes: Sequence[str] = (), task: str | None = None) -> Study:
     """Look at a folder: headers and tables, no pixels.
 
     Args:
         path: the folder.
         classes: their names where the folder does not say them.
+        task: what is learned of it; None takes what the folder looks like.
 
     Raises:
         DataError: with every fault of the folder.
+        ConfigError: if the folder is not for that task, or its table answers with columns and no class.
     """
     from fedvfm.data.sources import table as sources
 
     values = {"source": "folder", "path": str(path), "options": {"class_names": list(classes)} if classes else {}}
     source = sources.make(schema.parse(schema.SourceConfig, values, "--classes"))
     info, samples = source.info, source.samples()
+    if info.task == "classification" and all(sample.label is None for sample in samples):
+        fault = (
+            f"{path}: its table has no column 'label' with a class. For columns of yes and no, numbers, or times and "
+            "events begin with 'fedvfm recipe new', and write [recipe.target] (docs/targets.md)"
+        )
+        raise errors.ConfigError("experiments new", [fault])
+    if task is not None and bags.data_of(task) != info.task:
+        takes = ", ".join(sorted({info.task} | {kind for kind, data in _DATA_OF.items() if data == info.task}))
+        raise errors.ConfigError("--task", [f"'{task}': {path} holds what {takes} can learn from; choose of these"])
     whole = info.task == "classification" and any(sample.case for sample in samples)
     return Study(
-        next(task for task, labels in bags.LABELS_OF.items() if labels == info.task) if whole else info.task,
+        task or (next(kind for kind, labels in bags.LABELS_OF.items() if labels == info.task) if whole else info.task),
         info.class_names,
         info.named or bool(classes) or info.task == "classification",
         len(samples),

@@ -17,7 +17,7 @@ import fedvfm
 from fedvfm import errors
 from fedvfm.data import formats
 from fedvfm.data import sample as samples
-from fedvfm.inference import delivery, distillation, export, forms, live
+from fedvfm.inference import delivery, distillation, export, forms, graph, live
 from fedvfm.model import memory
 from fedvfm.tasks import detection
 from tests.inference.conftest import moved
@@ -98,6 +98,8 @@ def test_forms_of_masks_are_refused(adapter: Path, tmp_path: Path) -> None:
             forms.export_adapter(adapter, tmp_path / form, form=form)
     with pytest.raises(errors.ConfigError, match="answers with boxes"):
         distillation._require_teacher(fedvfm.load_adapter(adapter))
+    fault = str(graph._inexpressible(fedvfm.load_adapter(adapter), ValueError()))
+    assert ("fedvfm predict" in fault, "monai" in fault) == (True, False), fault
 
 
 @pytest.mark.slow

@@ -74,6 +74,8 @@ def test_class_weights_are_inverse_shares_within_bounds() -> None:
     assert proposal.propose(result(rows), "dinov2-small-imgfocus").values["task.class_weights"] == [0.625, 2.5]
     rows = {"class-shares": {0: 99.0, 1: 1.0}}
     assert proposal.propose(result(rows), "dinov2-small-imgfocus").values["task.class_weights"] == [0.505, 4.0]
+    boxes = proposal.propose(result(rows), "dinov2-small-imgfocus", task="detection")
+    assert (boxes.task, "task.class_weights" in boxes.values) == ("detection", False)
     left = dict(proposal.propose(result({"class-shares": {0: 99.0}}), "dinov2-small-imgfocus").left)
     assert "withheld" in left["task.class_weights"]
 

@@ -56,6 +56,16 @@ def test_a_survey_writes_what_it_found_and_a_recipe_to_lock(experiment: Path, tm
     assert isinstance(again.exception, errors.OutputInUse)
 
 
+def test_a_survey_for_boxes_proposes_a_recipe_of_boxes(experiment: Path, tmp_path: Path) -> None:
+    more = '"dinov2-small-imgfocus"\n[recipe.adapter]\nkind = "head-only"\n[recipe.task]\nkind = "detection"'
+    experiment.write_text(experiment.read_text().replace('"unet"\n[recipe.adapter]\nkind = "full"', more))
+    done = RUNNER.invoke(main.app, ["survey", str(experiment), "-o", str(tmp_path / "out"), "--json"])
+    assert done.exit_code == 0, done.output
+    proposed = schema.parse(schema.Recipe, schema.read_toml(tmp_path / "out" / "recipe.toml"), "recipe")
+    assert (proposed.task.kind, proposed.task.class_weights) == ("detection", ())
+    assert "no weights of classes" in (tmp_path / "out" / "survey.md").read_text()
+
+
 def test_a_survey_with_noise_says_that_it_protects_nobody_here(experiment: Path, tmp_path: Path) -> None:
     asked = tmp_path / "survey.toml"
     done = RUNNER.invoke(main.app, ["server", "init-survey", "--classes", "background,lesion", "-o", str(asked)])

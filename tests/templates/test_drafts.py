@@ -249,6 +249,20 @@ def test_a_recipe_for_classification_validates(backbone: str) -> None:
     assert locking.examine(recipe)[1] == []
 
 
+@pytest.mark.parametrize("task", ["detection", "classification", "case-classification"])
+def test_a_recipe_shows_no_key_that_its_task_does_not_read(task: str) -> None:
+    from fedvfm.tasks import detection
+
+    unread = detection.OF_MASKS if task == "detection" else ("ce_weight", "dice_weight", "dice")
+    text = drafts.recipe(task, weights.EMBEDDED, ["rest", "lesion"])
+    shown = {key[1] for line in text.splitlines() if (key := drafts.LINE.match(line))}
+    assert not shown & set(unread)
+    assert not any(f"# {key}:" in text for key in unread)
+    assert {"prompt_points", "options", "prevalence"} <= shown
+    recipe = schema.parse(schema.Recipe, tomllib.loads(text), "recipe")
+    assert locking.examine(recipe)[1] == []
+
+
 def test_the_embedded_backbone_is_pinned_and_locks_without_its_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,6 +406,21 @@ def test_an_experiment_of_ones_own_folder(cli: Any, tmp_path: Path) -> None:
     nothing = cli("experiments", "new", tmp_path / "nowhere", "-o", tmp_path / "few.toml")
     assert (nothing.code, "no such folder" in nothing.err) == (errors.DataError.exit_code, True)
     assert not (tmp_path / "few.toml").exists()
+
+
+def test_an_experiment_of_boxes_and_of_what_a_folder_does_not_hold(cli: Any, tmp_path: Path) -> None:
+    folder, path = pictures(tmp_path / "study", 9), tmp_path / "mine.toml"
+    new = ("experiments", "new", folder, "-o", path, "--classes", "rest,lesion")
+    wrong = cli(*new, "--task", "case-classification")
+    assert (wrong.code, "detection, segmentation" in wrong.err) == (errors.ConfigError.exit_code, True), wrong.err
+    answer = cli(*new, "--task", "detection")
+    assert answer.code == 0, answer.err
+    assert experiment_of(path).recipe.task.kind == "detection"
+
+    (folder / "masks").rename(tmp_path / "masks")
+    (folder / "labels.csv").write_text("id,months,died\n" + "".join(f"{n},{n}.5,1\n" for n in range(9)))
+    wrong = cli("experiments", "new", folder, "-o", tmp_path / "columns.toml")
+    assert (wrong.code, "[recipe.target]" in wrong.err) == (errors.ConfigError.exit_code, True), wrong.err
 
 
 def test_an_experiment_numbers_classes_as_they_were_said(cli: Any, tmp_path: Path) -> None:
