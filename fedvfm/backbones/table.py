@@ -93,12 +93,18 @@ def loader(settings: schema.BackboneConfig) -> Callable[..., Any]:
     """The function that loads this backbone.
 
     Raises:
-        UnknownName: for a name that is in no table and looks like neither a Hugging Face name nor a folder.
+        UnknownName: for a name that is in no table and looks like neither a Hugging Face name nor a folder, and
+            for a bundle that was not imported.
     """
     name = settings.name
     if name in TABLE:
         found: Callable[..., Any] = TABLE.get(name)
         return found
+    if name.startswith("bundle:"):
+        raise errors.UnknownName(
+            f"'{name}': a MONAI bundle is imported first, at each site: fedvfm weights import {name[7:] or 'FOLDER'} "
+            "--name NAME; the recipe then says NAME"
+        )
     if elsewhere(name):
         return _by_kind(settings)
     raise errors.UnknownName(f"{TABLE.fault(name)}; or a Hugging Face name (owner/model), or a local folder")

@@ -164,9 +164,9 @@ def _leaves(words: dict[str, str]) -> str:
         ("leaves each round", "after each round"),
         ("leaves at the end", "at the end"),
         ("leaves with all", "with every message"),
-        ("metrics that leave", "names of the metrics"),
     )
     rows: list[list[page.Cell]] = [[when, _sentence(words[key])] for key, when in heads]
+    rows.append(["names of the metrics", words["metrics that leave"]])
     caption = "All that leaves. 'fedvfm client rehearse' runs one real round offline and lists every byte of it."
     return page.table(("when", "what"), rows, caption, words=(1,))
 

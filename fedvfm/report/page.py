@@ -125,6 +125,11 @@ def section(name: str, title: str, *parts: str) -> str:
     return f'<section id="{name}" aria-labelledby="{name}-title">{heading}{"".join(parts)}</section>'
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 site``, ``2 sites``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def paragraph(value: Cell, kind: str = "") -> str:
     """A paragraph; ``kind`` is a class of the style sheet."""
     return f"<p{_class(kind)}>{text(value)}</p>"

@@ -203,3 +203,9 @@ def test_a_folder_that_was_changed_after_the_import_is_refused(tmp_path: Path) -
     with pytest.raises(errors.WeightsError, match="no other code is run"):
         load("own-net")
     assert monai_network.checked(UNET, "x")["_target_"] == "UNet"
+
+
+@pytest.mark.parametrize("name", ["bundle:spleen", "bundle:/data/spleen"])
+def test_a_bundle_named_by_its_folder_is_told_to_be_imported_first(name: str) -> None:
+    with pytest.raises(errors.UnknownName, match=f"fedvfm weights import {name[7:]} --name NAME"):
+        table.loader(schema.BackboneConfig(name=name))

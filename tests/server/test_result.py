@@ -15,6 +15,7 @@ from fedvfm.config import schema
 from fedvfm.flower import internals
 from fedvfm.model import adapter_folder
 from fedvfm.protocol import protocol
+from fedvfm.report import page
 from fedvfm.server import app
 from fedvfm.server.rounds import result, summary
 from fedvfm.simulation.results import compare
@@ -65,6 +66,15 @@ def test_everything_that_sites_sent_and_nothing_else(tmp_path: Path) -> None:
     assert not (job.folder / "samples.csv").exists(), "nobody sent values of single images"
     assert {path.stat().st_mode & 0o077 for path in job.folder.rglob("*") if path.is_file()} == {0}
     assert (job.folder / "adapter").stat().st_mode & 0o777 == 0o700
+
+
+def test_one_of_a_thing_is_no_plural() -> None:
+    assert [page.counted(number, "site") for number in (0, 1, 2, 1200)] == [
+        "0 sites",
+        "1 site",
+        "2 sites",
+        "1,200 sites",
+    ]
 
 
 def test_what_sites_computed_in_is_told_where_it_differs_and_where_nobody_said() -> None:

@@ -142,8 +142,9 @@ def body(
     sections = {key: page.section(key, title, inner) for key, (title, inner) in parts.items() if inner}
     links = "".join(f'<a href="#{key}">{page.text(parts[key][0])}</a>' for key in sections)
     words = (
-        f"{recipe.task.kind} over {len(arm['sites'])} sites, {made['rounds']} rounds, {recipe.adapter.kind} on "
-        f"{made['backbone']['name']}, rule {recipe.aggregation.rule}, seed {made['seed']}"
+        f"{recipe.task.kind} over {page.counted(len(arm['sites']), 'site')}, "
+        f"{page.counted(made['rounds'], 'round')}, {recipe.adapter.kind} on {made['backbone']['name']}, "
+        f"rule {recipe.aggregation.rule}, seed {made['seed']}"
     )
     read_first = [f"Attention: {row['text']}." for row in made["findings"] if row["headline"]]
     marks = [mark for mark in (*read_first, prompts.describe(recipe.task)) if mark]
