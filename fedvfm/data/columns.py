@@ -58,11 +58,12 @@ class Columns(data.Wrapped):
         require_columns(source, names, "recipe.data.class_names")
         for sample in source.samples():
             row = source.row(sample)
-            values, wrong = _values(sample.id, row, names, ranges, whole)
+            case = sample.case or sample.unit
+            values, wrong = _values(case, row, names, ranges, whole)
             faults += wrong
             missing = [name for name, value in zip(names, values, strict=True) if value is None]
             if not wrong and missing and (kind == "survival" or len(missing) == len(names)):
-                text = f"sample '{sample.id}': no value in {', '.join(missing)}; fill one in, or take it out"
+                text = f"sample '{case}': no value in {', '.join(missing)}; fill one in, or take it out"
                 faults.append(defect.LABEL_MISSING.fault(text))
             samples.append(dataclasses.replace(sample, label=None, values=values))
         # A case is listed once, whatever the number of its images.

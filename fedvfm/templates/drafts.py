@@ -375,6 +375,8 @@ def experiment(path: Path, seen: Study, *, backbone: str, sites: int = 0) -> str
     inner = [TABLE.sub(lambda heading: heading[0].replace("[", "[recipe."), line) for line in lines]
     first = next(at for at, line in enumerate(inner) if line.startswith("# rounds:"))
     text = "\n".join([EXPERIMENT_HEAD, *values, *inner[first:]]) + "\n"
+    if recognised(str(path)) == "slides":
+        text = text.replace("#[recipe.data.slides]", "[recipe.data.slides]")
     schema.parse(schema.Experiment, tomllib.loads(text), "experiment")
     return headed("experiment", text)
 

@@ -6,6 +6,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -112,6 +113,17 @@ def test_a_sample_without_a_row_is_the_one_that_is_named(tmp_path: Path) -> None
     with pytest.raises(errors.DataError, match="no value in age") as caught:
         listed(root, recipe(AGE, "age"))
     assert [fault.code for fault in caught.value.faults] == ["label-missing"]
+
+
+def test_a_volume_without_a_value_is_named_once(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        scan = nibabel.Nifti1Image(np.zeros((8, 8, 5), np.int16), np.eye(4))  # type: ignore[attr-defined]
+        nibabel.save(scan, tmp_path / "images" / f"{name}.nii.gz")  # type: ignore[attr-defined]
+    (tmp_path / "labels.csv").write_text("id,age\na,\nb,3\n")
+    with pytest.raises(errors.DataError, match="no value in age") as caught:
+        listed(tmp_path, recipe(AGE, "age"))
+    assert len(caught.value.faults) == 1
 
 
 def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:

@@ -423,6 +423,17 @@ def test_an_experiment_of_boxes_and_of_what_a_folder_does_not_hold(cli: Any, tmp
     assert (wrong.code, "[recipe.target]" in wrong.err) == (errors.ConfigError.exit_code, True), wrong.err
 
 
+def test_an_experiment_of_slides_says_which_tiles_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / "a.tif").touch()
+    (tmp_path / "labels.csv").write_text("id,label\na,no\n")
+    seen = drafts.Study("case-classification", ("no", "yes"), True, 90, 9, 0)
+    text = drafts.experiment(tmp_path, seen, backbone=weights.EMBEDDED)
+    slides = schema.parse(schema.Experiment, tomllib.loads(text), "experiment").recipe.data.slides
+    assert slides is not None
+    assert slides.tile == 224
+
+
 def test_an_experiment_numbers_classes_as_they_were_said(cli: Any, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     for name in ("ape", "zebra"):
