@@ -195,7 +195,8 @@ def test_the_primary_metric_is_known_without_torch() -> None:
     from fedvfm.tasks import table as tasks
 
     for kind in metrics.TABLE.names():
-        for target in ("class", *metrics.TARGETS.names()) if kind != "segmentation" else ("class",):
+        whole = kind in ("segmentation", "detection")  # these have no other target
+        for target in ("class",) if whole else ("class", *metrics.TARGETS.names()):
             columns = {"ranges": [[0, 1]] * 2, "centres": [0, 0], "scales": [1, 1]} if target == "regression" else {}
             values = {
                 "backbone": {"name": "unet"},
