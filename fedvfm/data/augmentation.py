@@ -81,10 +81,7 @@ def _rot90(view: View, rng: np.random.Generator) -> View:
 
 
 def _affine(view: View, rng: np.random.Generator) -> View:
-    drawn = transforms.drawn_affine(view.image.shape[-2:], rng)
-    where = torch.from_numpy(drawn).to(view.image.device)
-    image = transforms.resampled(view.image, where, "bilinear").clamp(0.0, 1.0)
-    return View(image, None if view.mask is None else transforms.resampled(view.mask, where, "nearest").long())
+    return View(*transforms.moved(view.image, view.mask, transforms.drawn_affine(view.image.shape[-2:], rng)))
 
 
 def _intensity(view: View, rng: np.random.Generator) -> View:

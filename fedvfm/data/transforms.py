@@ -408,15 +408,22 @@ def drawn_affine(size: Sequence[int], rng: np.random.Generator) -> NDArray[np.fl
     return np.asarray(rows, dtype=np.float32)
 
 
-def resampled(values: torch.Tensor, where: torch.Tensor, mode: str) -> torch.Tensor:
-    """Values at other places of the image, whose borders are mirrors; ``mode`` is bilinear or nearest.
+def moved(
+    image: torch.Tensor, mask: torch.Tensor | None, where: NDArray[np.float32]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Both at other places, on the image's device: bilinear, the nearest class of a mask; borders are mirrors.
 
-    Shapes: values (..., h, w), where (2, 3); the values' shape out, float32.
+    Shapes: image (3, ..., h, w), mask (..., h, w), where as :func:`drawn_affine` gives it; the same out.
     """
-    flat = values.float().reshape(1, -1, *values.shape[-2:])
-    grid = torch.nn.functional.affine_grid(where[None], list(flat.shape), align_corners=False)
-    out = torch.nn.functional.grid_sample(flat, grid, mode, padding_mode="reflection", align_corners=False)
-    return out.reshape(values.shape)
+    places = torch.from_numpy(where).to(image.device)[None]
+
+    def resampled(values: torch.Tensor, mode: str) -> torch.Tensor:
+        flat = values.float().reshape(1, -1, *values.shape[-2:])
+        grid = torch.nn.functional.affine_grid(places, list(flat.shape), align_corners=False)
+        out = torch.nn.functional.grid_sample(flat, grid, mode, padding_mode="reflection", align_corners=False)
+        return out.reshape(values.shape)
+
+    return resampled(image, "bilinear").clamp_(0.0, 1.0), None if mask is None else resampled(mask, "nearest").long()
 
 
 def affine(image: Image, mask: Mask | None, rng: np.random.Generator) -> tuple[Image, Mask | None]:
@@ -424,11 +431,9 @@ def affine(image: Image, mask: Mask | None, rng: np.random.Generator) -> tuple[I
 
     A volume within its slices, all alike. Masks take the nearest class.
     """
-    where = torch.from_numpy(drawn_affine(image.shape[-2:], rng))
-    moved = resampled(torch.from_numpy(np.ascontiguousarray(image)), where, "bilinear").clamp_(0.0, 1.0).numpy()
-    if mask is None:
-        return moved, None
-    return moved, resampled(torch.from_numpy(np.ascontiguousarray(mask)), where, "nearest").long().numpy()
+    where, classes = drawn_affine(image.shape[-2:], rng), None if mask is None else torch.from_numpy(mask.copy())
+    view, labels = moved(torch.from_numpy(np.ascontiguousarray(image)), classes, where)
+    return view.numpy(), None if labels is None else labels.numpy()
 
 
 def drawn_intensity(rng: np.random.Generator) -> tuple[float, float, float]:
