@@ -182,7 +182,9 @@ def _task(locked: locked_recipe.LockedRecipe) -> str:
     recipe, names = locked.recipe, locked.recipe.data.class_names
     target, listed = recipe.target, ", ".join(names)
     units = [f" {unit}" if unit else "" for unit in target.units or ("",) * len(names)]
-    if target.kind == "survival":
+    if target.kind == "cox":
+        what = f"a risk that orders cases, from your table's columns {listed} (time, event)"
+    elif target.kind == "survival":
         ends = ", ".join(f"{end:g}" for end in target.bins)
         what = f"the chance of no event up to {ends}{units[0]}, from your table's columns {listed} (time, event)"
     elif target.kind == "regression":

@@ -223,7 +223,7 @@ def hospital(
     parts = trained_alone(site, whole(site, split(site, own, source)))
     _require_parts(site, own, parts)
     train, val, test = (tuple(parts[name]) for name in ("train", "val", "test"))
-    columns.require_follow_up(recipe, site.name, {"val": val, "test": test})
+    columns.require_follow_up(recipe, site.name, {"train": train, "val": val, "test": test})
     partly = isinstance(source, partial_labels.PartlyLabelled)
     return virtual_hospitals.Hospital(
         site.name,

@@ -52,7 +52,7 @@ class Columns(data.Wrapped):
             )
         ranges: Sequence[tuple[float, float]] = recipe.target.ranges or ((0.0, 1.0),) * len(names)
         whole = (True,) * len(names) if kind == "multi-label" else (False,) * len(names)
-        if kind == "survival":
+        if recipe.target.prognosis:
             ranges, whole = ((0.0, math.inf), (0.0, 1.0)), (False, True)
         samples, faults = [], list[errors.Fault]()
         require_columns(source, names, "recipe.data.class_names")
@@ -62,7 +62,7 @@ class Columns(data.Wrapped):
             values, wrong = _values(case, row, names, ranges, whole)
             faults += wrong
             missing = [name for name, value in zip(names, values, strict=True) if value is None]
-            if not wrong and missing and (kind == "survival" or len(missing) == len(names)):
+            if not wrong and missing and (recipe.target.prognosis or len(missing) == len(names)):
                 text = f"sample '{case}': no value in {', '.join(missing)}; fill one in, or take it out"
                 faults.append(defect.LABEL_MISSING.fault(text))
             samples.append(dataclasses.replace(sample, label=None, values=values))
@@ -116,7 +116,7 @@ def number(cell: str) -> float | None:
 
 
 def require_follow_up(recipe: schema.Recipe, site: str, parts: Mapping[str, Sequence[data.Sample]]) -> None:
-    """Refuse splits of which no prognosis could be scored, before the first round.
+    """Refuse splits of which no prognosis could be learned or scored, before the first round.
 
     Args:
         recipe: of the run.
@@ -124,13 +124,16 @@ def require_follow_up(recipe: schema.Recipe, site: str, parts: Mapping[str, Sequ
         parts: split -> its samples.
 
     Raises:
-        DataError: where no case of a split is followed up beyond the first of ``recipe.target.bins``.
+        DataError: of "survival", where no case of "val" or "test" is followed up beyond the first of
+            ``recipe.target.bins``; of "cox", where no two cases of a split can be compared, or samples are slices.
     """
+    if recipe.target.kind == "cox":
+        _require_comparable(site, parts)
     first = recipe.target.bins[0] if recipe.target.kind == "survival" else 0.0
     short = [
         split
         for split, members in parts.items()
-        if first and members and max(sample.values[0] or 0.0 for sample in members) <= first
+        if first and split != "train" and members and max(sample.values[0] or 0.0 for sample in members) <= first
     ]
     if short:
         raise defect.NO_SAMPLES.error(
@@ -138,6 +141,28 @@ def require_follow_up(recipe: schema.Recipe, site: str, parts: Mapping[str, Sequ
             "recipe.target.bins, so its prognoses could not be scored; bring more cases or longer follow-up, or state "
             "earlier bins"
         )
+
+
+def _require_comparable(site: str, parts: Mapping[str, Sequence[data.Sample]]) -> None:
+    """Refuse splits for Cox's target: cases at risk at the time of another's event are what it learns from."""
+    if any(sample.part is not None for members in parts.values() for sample in members):
+        raise defect.OPTIONS.error(
+            f"site '{site}': target 'cox' compares cases, and slices of a volume would count as so many of them; use "
+            "task 'case-classification', or recipe.data.depth for whole volumes"
+        )
+    alone = [split for split, members in parts.items() if members and not _comparable(members)]
+    if alone:
+        raise defect.NO_SAMPLES.error(
+            f"site '{site}': no two cases of {' and of '.join(alone)} can be compared, as nobody in it was followed up "
+            "beyond a case with an event; bring more cases or longer follow-up, or let this site take no part"
+        )
+
+
+def _comparable(members: Sequence[data.Sample]) -> bool:
+    """Whether somebody was still at risk when the first event happened: no later event has more at risk."""
+    times = [(sample.values[0] or 0.0, bool(sample.values[1])) for sample in members]
+    first = min((time for time, event in times if event), default=math.inf)
+    return any(time > first or (time == first and not event) for time, event in times)
 
 
 def _values(

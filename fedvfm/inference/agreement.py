@@ -95,13 +95,13 @@ def _dice(
 def apart(model: adapted_model.AdaptedModel, given: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """How far answers that are no classes lie apart in the mean, 0 for the same.
 
-    Units: the recipe's scales in regression; else of probabilities.
+    Units: the recipe's scales in regression; a logarithm of the hazard ratio for Cox; else of probabilities.
     """
     target = model.recipe.target
     off = []
     for own, other in zip(given, expected, strict=True):
-        if target.kind == "regression":
-            off.append(((own - other).abs() / own.new_tensor(target.scales)).double().mean())
+        if target.kind in ("cox", "regression"):
+            off.append(((own - other).abs() / own.new_tensor(target.scales or (1.0,))).double().mean())
         else:
             off.append((own.double().softmax(dim=0) - other.double().softmax(dim=0)).abs().mean())
     return float(np.mean([float(value) for value in off]))

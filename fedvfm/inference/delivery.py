@@ -318,6 +318,7 @@ _OUTPUTS = {
     "multi-label": "labels, in the order of the output",
     "ordinal": "grades, the lowest first, in the order of the output",
     "regression": "columns, in the order of the output",
+    "cox": "columns of time and event that it learned from",
     "survival": "columns of time and event that it learned from",
 }
 """Target -> what the names of a recipe's data are."""
@@ -338,6 +339,8 @@ def what_comes_out(model: adapted_model.AdaptedModel) -> str:
         "multi-label": ", the sigmoid of each is the probability of its label",
         "ordinal": ", logarithms of the probabilities of the grades",
         "regression": f", values in {units}",
+        "cox": ", one number: a case whose number is greater by 1 has e = 2.72 times the hazard; by itself a number "
+        "says nothing, it is no probability",
         "survival": ", logarithms of the chances of an event in each interval that ends at "
         f"{', '.join(f'{end:g}' for end in target.bins)}, and of none",
     }

@@ -32,7 +32,14 @@ from fedvfm.tasks import segmentation
 
 LARGEST = 6e4
 """Masks and features are kept in half precision; beyond this they are cut. Answers that are no masks are float32."""
-KINDS = {"class": "soft", "ordinal": "soft", "survival": "soft", "multi-label": "sides", "regression": "values"}
+KINDS = {
+    "class": "soft",
+    "cox": "values",
+    "multi-label": "sides",
+    "ordinal": "soft",
+    "regression": "values",
+    "survival": "soft",
+}
 """Target -> how answers are compared: probabilities of one of several, of each label, or values."""
 
 
@@ -262,13 +269,13 @@ def of_answers(own: Tensor, taught: Tensor, recipe: schema.Recipe, temperature: 
 
     Segmentation: the recipe's weights of cross entropy and Dice, for the divergence of the probabilities at the
     temperature and for 1 - Dice of the soft masks, with squares (V-Net), which alone is 0 for equal soft masks. Several
-    labels: binary divergence at the temperature. Values: squared error in the recipe's scales.
+    labels: binary divergence at the temperature. Values: squared error in the recipe's scales; a risk has none.
 
     Shapes: (B, K, h, w) or (B, K) both; a scalar.
     """
     kind = KINDS[recipe.target.kind]
     if kind == "values":
-        return ((own - taught) / own.new_tensor(recipe.target.scales)).square().mean()
+        return ((own - taught) / own.new_tensor(recipe.target.scales or (1.0,))).square().mean()
     if kind == "sides":
         soft = (taught / temperature).sigmoid()
         loss = nn.functional.binary_cross_entropy_with_logits(own / temperature, soft)

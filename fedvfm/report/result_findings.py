@@ -312,7 +312,7 @@ def _of_boxes(arm: str, tables: Mapping[str, Table]) -> Iterator[Finding]:
 
 def _of_columns(arm: str, tables: Mapping[str, Table], class_names: Sequence[str]) -> Iterator[Finding]:
     """Columns of which all answers are alike though the truths are not: whoever looks at no image does as well."""
-    yield from _of_survival(arm, {site: table for site, table in tables.items() if "survival_0" in table})
+    yield from _of_prognosis(arm, {site: table for site, table in tables.items() if "event" in table})
     own = {site: table for site, table in tables.items() if "known_0" in table}
     for at, name in enumerate(class_names if own else ()):
         alike = []
@@ -326,10 +326,11 @@ def _of_columns(arm: str, tables: Mapping[str, Table], class_names: Sequence[str
             yield Finding(CONSTANT, arm, tuple(alike), text)
 
 
-def _of_survival(arm: str, own: Mapping[str, Table]) -> Iterator[Finding]:
-    """Predicted survival that does not tell cases apart, and sites where hardly an event was tested."""
+def _of_prognosis(arm: str, own: Mapping[str, Table]) -> Iterator[Finding]:
+    """Predicted survival or risk that does not tell cases apart, and sites where hardly an event was tested."""
     columns = {
-        site: [np.array(table[name]) for name in table if name.startswith("survival_")] for site, table in own.items()
+        site: [np.array(table[name]) for name in table if name.startswith(("survival_", "log_risk"))]
+        for site, table in own.items()
     }
     alike = [site for site, each in columns.items() if len(each[0]) > 1 and max(map(np.ptp, each)) <= ALIKE]
     if alike:

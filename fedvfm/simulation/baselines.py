@@ -253,7 +253,7 @@ def unet(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
 
 
 def classical_arm(experiment: schema.Experiment, sites: Sequence[str]) -> list[Arm]:
-    """What no adapter gives: thresholds, or in classification a logistic regression on frozen features."""
+    """What no adapter gives: thresholds, or a logistic regression on frozen features; of prognosis Cox's."""
     return [Arm("classical", "classical", None, tuple(sites), tuple(sites))]
 
 
@@ -294,8 +294,11 @@ def faults(experiment: schema.Experiment) -> list[str]:
             if name in experiment.baselines
         ]
     target = experiment.recipe.target
-    if target.of_columns and "classical" in experiment.baselines:
-        wrong.append(f"baselines: 'classical' is for one class a sample, not for target '{target.kind}'; leave it out")
+    if target.of_columns and not target.prognosis and "classical" in experiment.baselines:
+        wrong.append(
+            "baselines: 'classical' is for one class a sample or a prognosis, not for target "
+            f"'{target.kind}'; leave it out"
+        )
     words = experiment.recipe.words
     if words is None and "zero-shot" in experiment.baselines:
         wrong.append("baselines: 'zero-shot' needs sentences: give recipe.words, or leave it out")

@@ -208,7 +208,8 @@ def hospitals(experiment: schema.Experiment) -> list[virtual_hospitals.Hospital]
     hospitals = virtual_hospitals.without_table(hospitals, experiment.partition, experiment.recipe)
     hospitals = virtual_hospitals.without_channels(hospitals, experiment.partition, experiment.recipe.data)
     for hospital in hospitals:
-        columns.require_follow_up(experiment.recipe, hospital.name, {"val": hospital.val, "test": hospital.test})
+        parts = {"train": hospital.train, "val": hospital.val, "test": hospital.test}
+        columns.require_follow_up(experiment.recipe, hospital.name, parts)
     names = [hospital.name for hospital in hospitals]
     faults = site_faults(experiment, names) + _label_faults(experiment, hospitals)
     if faults:

@@ -1,10 +1,10 @@
 """Arms that no federation trains: fitted in this process and tested at every site, in the form of an evaluation.
 
-* ``classical``: thresholds in segmentation (:mod:`fedvfm.simulation.classical`), logistic regression on frozen features
-  in classification (:mod:`fedvfm.simulation.linear_probe`).
+* ``classical``: thresholds in segmentation (:mod:`fedvfm.simulation.classical`); on frozen features logistic regression
+  of classes (:mod:`fedvfm.simulation.linear_probe`) and Cox's of prognosis (:mod:`fedvfm.simulation.cox_regression`).
 * ``zero-shot``: the recipe's sentences as they are (:mod:`fedvfm.tasks.words`).
 * ``majority``: at every site the commonest class of its own training images, whatever the image; of columns what is
-  usual there: shares of labels, means of numbers, Kaplan-Meier's survival.
+  usual there: shares of labels, means of numbers, Kaplan-Meier's survival; of a risk one for all.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fedvfm.data import defect, transforms
 from fedvfm.data import sample as samples
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.model import adapted_model, sliding_window
-from fedvfm.simulation import baselines, classical, linear_probe
+from fedvfm.simulation import baselines, classical, cox_regression, linear_probe
 from fedvfm.tasks import survival_metrics, words
 from fedvfm.tasks import table as tasks
 
@@ -117,16 +117,21 @@ def _usual_everywhere(
         for sample in hospital.test:
             scores.add(sample.id, answers, sample.values, sample.part)
         _tested(tested, hospital.name, scores)
+    if what.recipe.target.kind == "cox":
+        return tested, "one risk for every case"
     return tested, "what is usual in the site's own training samples for every one: shares, means, or Kaplan-Meier"
 
 
 def usual(values: Sequence[Sequence[float | None]], chosen: target.TargetConfig) -> Probabilities:
     """What is usual of columns: shares of labels, means of numbers, survival at the bins; missing values are left out.
 
-    Of a column of which nothing is known it is one half, or the public centre. Survival is Kaplan-Meier's.
+    Of a column of which nothing is known it is one half, or the public centre. Survival is Kaplan-Meier's; the
+    logarithm of a risk is 0.
 
-    Shapes: values (N, K) -> (K,), of survival (J,).
+    Shapes: values (N, K) -> (K,), of survival (J,), of a risk (1,).
     """
+    if chosen.kind == "cox":
+        return np.zeros(1)
     if chosen.kind == "survival":
         table = np.array(values, dtype=np.float64).reshape(-1, 2)
         curve = survival_metrics.kaplan_meier(table[:, 0], table[:, 1] > 0)
@@ -147,12 +152,36 @@ def _probe(
     if not train:
         raise defect.NO_SAMPLES.error("classical: no hospital has a training sample; check the partition")
     features = np.stack([_features(model, *pair) for pair in train])
+    if what.recipe.target.prognosis:
+        known = np.array([sample.values for _, sample in train], dtype=np.float64)
+        cox = cox_regression.fit(features, known[:, 0], known[:, 1] > 0)
+        return _prognosed(what, hospitals, model, cox), cox.describe()
     labels = np.array([_label(sample) for _, sample in train], dtype=np.int64)
     fitted = linear_probe.fit(features, labels, len(what.recipe.data.class_names))
     found = _classified(
         what, hospitals, lambda hospital: lambda sample: fitted.predict(_features(model, hospital, sample))
     )
     return found, fitted.describe()
+
+
+def _prognosed(
+    what: schema.Experiment,
+    hospitals: Sequence[virtual_hospitals.Hospital],
+    model: adapted_model.AdaptedModel,
+    fitted: cox_regression.CoxRegression,
+) -> dict[str, Any]:
+    """Every test sample of every site, with its risk or its survival at the bins."""
+    points = np.asarray(what.recipe.target.bins, dtype=np.float64)
+    tested: dict[str, Any] = {"sites": {}, "samples": {}}
+    for hospital in hospitals:
+        scores: Any = model.task.scores(surface=False)
+        for sample in hospital.test:
+            features = _features(model, hospital, sample)
+            risk = what.recipe.target.kind == "cox"
+            answer = np.array([fitted.log_risk(features)]) if risk else fitted.survival(features, points)
+            scores.add(sample.id, answer, sample.values, sample.part)
+        _tested(tested, hospital.name, scores)
+    return tested
 
 
 def _frozen(recipe: schema.Recipe, device: str) -> adapted_model.AdaptedModel:

@@ -130,6 +130,10 @@ class Classification(base.Task):
         sure = target != base.UNSURE
         return self.answer.losses(logits, target.clamp(min=0)) * sure
 
+    def private_faults(self) -> list[str]:
+        """See base."""
+        return [*super().private_faults(), *self.answer.private_faults()]
+
     def unlabelled_faults(self) -> list[str]:
         """See base."""
         kind = self.recipe.target.kind

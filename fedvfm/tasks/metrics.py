@@ -492,6 +492,7 @@ TABLE = registry.Table(
 TARGETS = registry.Table(
     "metric set of a target",
     {
+        "cox": "fedvfm.tasks.survival_metrics:CoxScores",
         "multi-label": "fedvfm.tasks.target_metrics:MultiLabelScores",
         "ordinal": "fedvfm.tasks.target_metrics:OrdinalScores",
         "regression": "fedvfm.tasks.target_metrics:RegressionScores",

@@ -20,7 +20,34 @@ Floats = NDArray[np.float64]
 Events = NDArray[np.bool_]
 
 
-class SurvivalScores(metrics.MetricSet):
+class PrognosisScores(metrics.MetricSet):
+    """Base of metric sets whose rows begin with time and event.
+
+    Args:
+        class_names: of the columns: time and event.
+        columns: names of the numbers that were predicted.
+    """
+
+    def __init__(self, class_names: Sequence[str], columns: Sequence[str]) -> None:
+        super().__init__(class_names, ["time", "event", *columns])
+
+    def _keep(self, sample_id: str, answer: Floats, truth: Sequence[float | None], part: metrics.Part | None) -> None:
+        """Score one sample, or keep a slice until its volume is whole: its answer is the mean of its slices'."""
+        if len(truth) != 2 or None in truth:
+            raise errors.DataError(f"sample '{sample_id}': time and event must be known to score it; leave it out")
+        whole = np.concatenate([np.asarray(truth, dtype=np.float64), answer])
+        if part is None:
+            self._insert(sample_id, whole)
+        else:
+            self._collect(part, whole)
+
+    def _whole(self, part: metrics.Part, pieces: Sequence[Any]) -> None:
+        if any(not np.array_equal(piece[:2], pieces[0][:2]) for piece in pieces):
+            raise errors.DataError(f"volume '{part.volume}': its slices have different times; give it one")
+        self._insert(part.volume, np.mean(pieces, axis=0))
+
+
+class SurvivalScores(PrognosisScores):
     """What a prediction of survival at the points of ``bins`` is worth.
 
     * ``one_minus_ibs``: 1 minus the integrated Brier score over those points that come before the last follow-up; it
@@ -46,11 +73,11 @@ class SurvivalScores(metrics.MetricSet):
     PRIMARY = "one_minus_ibs"
 
     def __init__(self, class_names: Sequence[str], bins: Sequence[float]) -> None:
-        super().__init__(class_names, ["time", "event", *(f"survival_{k}" for k in range(len(bins)))])
+        super().__init__(class_names, [f"survival_{k}" for k in range(len(bins))])
         self.bins = np.asarray(bins, dtype=np.float64)
 
     def add(self, sample_id: str, survival: Floats, truth: Sequence[float | None], part: metrics.Part | None) -> None:
-        """Score one sample, or keep a slice until its volume is whole: its survival is the mean of its slices'.
+        """Score one sample.
 
         Shapes: ``survival`` (J,) at the points of ``bins``; ``truth`` is (time, event).
 
@@ -60,18 +87,7 @@ class SurvivalScores(metrics.MetricSet):
         row = np.asarray(survival, dtype=np.float64)
         if row.shape != self.bins.shape or not np.isfinite(row).all() or (row < 0).any() or (row > 1).any():
             raise errors.DataError(f"sample '{sample_id}': {row.tolist()} is no survival at {len(self.bins)} points")
-        if len(truth) != 2 or None in truth:
-            raise errors.DataError(f"sample '{sample_id}': time and event must be known to score it; leave it out")
-        whole = np.concatenate([np.asarray(truth, dtype=np.float64), row])
-        if part is None:
-            self._insert(sample_id, whole)
-        else:
-            self._collect(part, whole)
-
-    def _whole(self, part: metrics.Part, pieces: Sequence[Any]) -> None:
-        if any(not np.array_equal(piece[:2], pieces[0][:2]) for piece in pieces):
-            raise errors.DataError(f"volume '{part.volume}': its slices have different times; give it one")
-        self._insert(part.volume, np.mean(pieces, axis=0))
+        self._keep(sample_id, row, truth, part)
 
     def _settings(self) -> tuple[Any, ...]:
         return (*super()._settings(), tuple(self.bins.tolist()))
@@ -108,6 +124,64 @@ class SurvivalScores(metrics.MetricSet):
         table = self._table()
         used = self._used(table[:, 0])
         return brier(table[:, 0], table[:, 1] > 0, table[:, 2 + used], self.bins[used])
+
+
+class CoxScores(PrognosisScores):
+    """How well a risk orders cases: what a model without a baseline hazard can be asked.
+
+    * ``c_index``: Harrell's; it ranks models. ``c_index_uno``: by IPCW, up to ``horizon``; left out where no two cases
+      can be compared before it.
+    * ``event_share``: cases with an event; the rest are censored.
+
+    Brier scores and calibration need chances of survival, which a risk alone does not give.
+
+    Args:
+        class_names: of the columns: time and event.
+        horizon: from which time on events do not count in Uno's C-index.
+
+    Raises:
+        DataError: by :meth:`value`, where no two cases can be compared.
+
+    Sources: as of :class:`SurvivalScores`.
+    """
+
+    PRIMARY = "c_index"
+
+    def __init__(self, class_names: Sequence[str], horizon: float) -> None:
+        super().__init__(class_names, ["log_risk"])
+        self.horizon = float(horizon)
+
+    def add(self, sample_id: str, log_risk: Floats, truth: Sequence[float | None], part: metrics.Part | None) -> None:
+        """Score one sample.
+
+        Shapes: ``log_risk`` (1,); ``truth`` is (time, event).
+
+        Raises:
+            DataError: if the risk is no finite number, or time or event is not known.
+        """
+        row = np.asarray(log_risk, dtype=np.float64)
+        if row.shape != (1,) or not np.isfinite(row).all():
+            raise errors.DataError(f"sample '{sample_id}': {row.tolist()} is no logarithm of a risk")
+        self._keep(sample_id, row, truth, part)
+
+    def _settings(self) -> tuple[Any, ...]:
+        return (*super()._settings(), self.horizon)
+
+    def per_sample(self) -> dict[str, list[float]]:
+        """See MetricSet; first each sample's part of ``c_index``, whose mean it is."""
+        time, event, risk = self._columns()
+        return {self.PRIMARY: concordance_parts(time, event, risk).tolist(), **super().per_sample()}
+
+    def value(self) -> dict[str, float]:
+        """c_index, [c_index_uno], event_share."""
+        time, event, risk = self._columns()
+        uno = concordance(time, event, risk, until=self.horizon)
+        values = {self.PRIMARY: float(concordance_parts(time, event, risk).mean())}
+        return values | ({} if uno is None else {"c_index_uno": uno}) | {"event_share": float(event.mean())}
+
+    def _columns(self) -> tuple[Floats, Events, Floats]:
+        table = self._table()
+        return table[:, 0], table[:, 1] > 0, table[:, 2]
 
 
 class Steps:
@@ -172,3 +246,34 @@ def concordance(time: Floats, event: Events, risk: Floats, until: float = math.i
         total += weights[first] * later.sum()
         agreeing += weights[first] * float(higher)
     return float(agreeing / total) if total else None
+
+
+def concordance_parts(time: Floats, event: Events, risk: Floats) -> Floats:
+    """Each case's part of Harrell's C-index: the mean over cases is the index.
+
+    A part is the index plus the case's influence on it, so the spread of the parts is that of the index to first order:
+    means of drawn cases make its interval. Parts of single cases may lie outside of 0 to 1.
+
+    Shapes: (N,) -> (N,).
+    Source: Efron, "The Jackknife, the Bootstrap and Other Resampling Plans", SIAM 1982, chapter 6 (the infinitesimal
+        jackknife), for the ratio of two U-statistics.
+
+    Raises:
+        DataError: where no two cases can be compared.
+    """
+    pairs, agreeing = np.zeros(len(time)), np.zeros(len(time))
+    for first in np.flatnonzero(event):
+        later = (time > time[first]) | ((time == time[first]) & ~event)
+        higher = later * ((risk[first] > risk) + 0.5 * (risk[first] == risk))
+        pairs += later
+        agreeing += higher
+        pairs[first] += later.sum()
+        agreeing[first] += higher.sum()
+    total = pairs.sum() / 2
+    if not total:
+        raise errors.DataError(
+            f"no two of {len(time)} cases can be compared, as nobody was followed up beyond a case with an event: no "
+            "C-index can be computed; bring more cases or longer follow-up"
+        )
+    index = agreeing.sum() / 2 / total
+    return np.asarray(index + len(time) / total * (agreeing - index * pairs), dtype=np.float64)

@@ -1,7 +1,8 @@
 """What a classification of images or cases answers with: head, loss, metrics, row of a prediction.
 
 A head computes numbers; a target says how many, what they mean and how far they are from the truth. No sample's loss
-depends on another's but by the weighted mean of one class, so that one gradient a sample is what it is alone.
+depends on another's but by the weighted mean of one class, so that one gradient a sample is what it is alone; but for
+Cox's, which compares the cases of a step.
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ TABLE = registry.Table(
     "target",
     {
         "class": "fedvfm.tasks.targets:OneClass",
+        "cox": "fedvfm.tasks.targets:Cox",
         "multi-label": "fedvfm.tasks.targets:MultiLabel",
         "ordinal": "fedvfm.tasks.targets:Ordinal",
         "regression": "fedvfm.tasks.targets:Regression",
         "survival": "fedvfm.tasks.targets:Survival",
     },
 )
+
+LEAST_AT_RISK = 2
+"""Cases of a step that can be compared at all."""
 
 
 class Target:
@@ -64,6 +69,10 @@ class Target:
     def faults(self) -> list[str]:
         """What is wrong with the recipe for this target, one sentence a fault."""
         return self.recipe.target.faults(self.names)
+
+    def private_faults(self) -> list[str]:
+        """Why no gradient can be clipped for one record or patient, one sentence a fault."""
+        return []
 
     def target(self, truth: samples.Truth) -> Any:
         """What the loss compares one sample with.
@@ -365,6 +374,99 @@ class Survival(Target):
         return {"values": (ends[-1], 0.0) if number % 2 else (ends[0], 1.0)}
 
 
+class Cox(Target):
+    """Time until an event by one number a case, the logarithm of its hazard ratio, under Cox's partial likelihood.
+
+    The loss of a step is the mean over its events of minus the logarithm of the chance that the case with the event is
+    the one of all that were still at risk then: the risk set is that of the cases of the step, ties are Efron's. So it
+    is no sum over cases, and changes with what is drawn together; a step without an event, or in which nobody else was
+    at risk, has loss and gradient 0. Cases are compared with others of their own site alone: averaged over sites it is
+    a model stratified by site, each with a baseline hazard of its own, which is not estimated.
+
+    Shapes: numbers (B, 1); target (B, 2): the time, as :func:`_ordered`, and whether there was an event.
+    Sources: Cox, "Regression models and life-tables", Journal of the Royal Statistical Society B 34, 1972; Efron, "The
+        efficiency of Cox's likelihood function for censored data", JASA 72, 1977; risk sets of a step: Kvamme, Borgan
+        and Scheel, "Time-to-event prediction with neural networks and Cox regression", JMLR 20, 2019, section 3.1.
+    """
+
+    @property
+    def outputs(self) -> int:
+        """See Target."""
+        return 1
+
+    @property
+    def width(self) -> int:
+        """See Target."""
+        return 1
+
+    def faults(self) -> list[str]:
+        """See Target."""
+        wrong = [*super().faults(), *no_classes(self.recipe)]
+        if self.recipe.optimiser.batch_size < LEAST_AT_RISK:
+            wrong.append(
+                f"recipe.optimiser.batch_size = {self.recipe.optimiser.batch_size}: target 'cox' compares the cases "
+                f"of a step, and one alone has nothing to learn from; give at least {LEAST_AT_RISK}, better 32 or "
+                "more, or use target 'survival'"
+            )
+        return wrong
+
+    def private_faults(self) -> list[str]:
+        """See Target."""
+        return [
+            f"recipe.privacy.mechanism = '{self.recipe.privacy.mechanism}': the loss of target 'cox' compares cases "
+            "and is no sum over them, so what one case adds cannot be clipped; use target 'survival', whose loss is "
+            "one, or a mechanism of the whole site"
+        ]
+
+    def target(self, truth: samples.Truth) -> Any:
+        """See Target."""
+        time, event = _known(truth, "a sample without values")
+        return np.array([_ordered(time), event > 0], dtype=np.int64)
+
+    def loss(self, numbers: Tensor, target: Tensor) -> Tensor:
+        """See Target: the mean over the events of the batch."""
+        return partial_likelihood(numbers.float()[:, 0], target[:, 0], target[:, 1] > 0)
+
+    def scores(self) -> metrics.MetricSet:
+        """See Target."""
+        return survival_metrics.CoxScores(self.names, self.recipe.target.bins[-1])
+
+    def add(self, into: Any, sample_id: str, numbers: Tensor, truth: samples.Truth, part: metrics.Part | None) -> None:
+        """See Target."""
+        known = _known(truth, f"sample '{sample_id}' has no values")
+        into.add(sample_id, self.answers(numbers).cpu().numpy(), known, part)
+
+    def answers(self, numbers: Tensor) -> Tensor:
+        """See Target: the logarithm of the hazard ratio. Shapes: (1,) -> (1,)."""
+        return numbers.double()
+
+    def row(self, answers: Tensor) -> dict[str, Any]:
+        """See Target."""
+        return {"values": {"log_risk": round(float(answers[0]), 6)}}
+
+    def drawn(self, number: int) -> dict[str, Any]:
+        """See Target."""
+        end = self.recipe.target.bins[-1]
+        return {"values": (end, 0.0) if number % 2 else (end / 2, 1.0)}
+
+
+def partial_likelihood(log_risk: Tensor, time: Tensor, event: Tensor) -> Tensor:
+    """Minus the logarithm of Cox's partial likelihood with Efron's ties, mean over events; 0 without any.
+
+    Of d events at one time the l-th (from 0) has a risk set without the share l / d of each of the d. Memory grows with
+    the square of the number of cases.
+
+    Shapes: log_risk, time, event (B,); time of any type that orders.
+    """
+    if not bool(event.any()):
+        return log_risk.sum() * 0.0
+    own = time[event, None]
+    among_events = own == own.T
+    share = among_events.tril(-1).sum(dim=1, keepdim=True) / among_events.sum(dim=1, keepdim=True)
+    counted = (time >= own).to(log_risk.dtype) - share * (event & (time == own))
+    return (torch.logsumexp(log_risk + counted.log(), dim=1) - log_risk[event]).mean()
+
+
 class _Around(nn.Module):
     """A head around another one, whose parameters it has; what the answer rests on is the inner head's to say."""
 
@@ -408,6 +510,14 @@ def _known(truth: samples.Truth, what: str) -> tuple[float, float]:
     if time is None or event is None:
         raise defect.LABEL_MISSING.error(f"{what} of time and event; fill its row of the table in, or leave it out")
     return time, event
+
+
+def _ordered(time: float) -> int:
+    """A time of 0 or more as a whole number: two of them are in the same order, and equal where the times are.
+
+    Those are the bits of the float64 number, which no device without float64 has to round.
+    """
+    return int(np.float64(time + 0.0).view(np.int64))
 
 
 def no_classes(recipe: schema.Recipe) -> list[str]:

@@ -268,6 +268,7 @@ def test_a_review_says_that_boxes_are_made_of_masks() -> None:
             {"kind": "survival", "bins": [6, 12], "units": ["months", "yes"]},
             "the chance of no event up to 6, 12 months, from your table's columns rest, cell (time, event)",
         ),
+        ({"kind": "cox", "bins": [6]}, "a risk that orders cases, from your table's columns rest, cell (time, event)"),
         (
             {"kind": "regression", "ranges": [[0, 9], [1, 2]], "centres": [1, 1], "scales": [1, 1]},
             "numbers, from your table's columns rest (0 to 9), cell (1 to 2)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,20 @@ def test_a_split_that_could_not_be_scored_is_refused_before_training(tmp_path: P
     columns.require_follow_up(chosen, "north", {"val": [], "test": [early, late]})
     with pytest.raises(errors.DataError, match="site 'north': no case of val is followed up beyond 6"):
         columns.require_follow_up(chosen, "north", {"val": [early], "test": [late]})
+
+
+def test_coxs_target_needs_cases_that_can_be_compared() -> None:
+    chosen = recipe({"kind": "cox", "bins": [12.0]}, "months", "died")
+    truths = ((5.0, 1.0), (30.0, 0.0), (30.0, 1.0), (5.0, 1.0))
+    early, censored, late, same = (samples.Sample(str(at), values=truth) for at, truth in enumerate(truths))
+    columns.require_follow_up(chosen, "north", {"train": [early, censored], "val": [], "test": [late, censored]})
+    for alone in ([early], [censored, censored], [early, same]):
+        with pytest.raises(errors.DataError, match="no two cases of train can be compared"):
+            columns.require_follow_up(chosen, "north", {"train": alone, "test": [early, late]})
+    part = samples.Part("a", 0, 2, 1.0)
+    slices = [dataclasses.replace(each, part=part) for each in (early, late)]
+    with pytest.raises(errors.DataError, match="slices of a volume"):
+        columns.require_follow_up(chosen, "north", {"test": slices})
 
 
 def test_copies_of_an_image_with_unlike_values_are_a_conflict() -> None:

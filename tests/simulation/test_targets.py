@@ -20,10 +20,12 @@ TARGETS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "ordinal": (["plain", "spot"], {}),
     "multi-label": (["bright", "odd"], {"prevalence": [0.5, 0.3]}),
     "survival": (["months", "died"], {"bins": [6, 12, 24], "units": ["months", "yes or no"]}),
+    "cox": (["months", "died"], {"bins": [6, 24], "units": ["months", "yes or no"]}),
     "regression": (["size", "age"], {"ranges": [[0, 10], [0, 100]], "centres": [2, 50], "scales": [2, 20]}),
 }
 METRICS = {
     "survival": {"one_minus_ibs", "calibration_error", "event_share"},
+    "cox": {"c_index", "c_index_uno", "event_share"},
     "ordinal": {"quadratic_kappa", "mae", "balanced_accuracy"},
     "multi-label": {"one_minus_brier", "auroc", "auroc_bright", "auprc_bright", "balanced_accuracy"},
     "regression": {"one_minus_nmae", "mae_size", "mae_age", "r2_size"},
@@ -58,8 +60,13 @@ def _values(drawn: Path, tiny_dino: Path, kind: str, **more: Any) -> dict[str, A
 def test_a_target_is_trained_scored_predicted_and_exported(
     kind: str, drawn: Path, tiny_dino: Path, tmp_path: Path
 ) -> None:
-    finished = run.simulate({**_values(drawn, tiny_dino, kind), "baselines": ["majority"]}, output=tmp_path / "run")
+    classical = ["classical"] if kind in ("cox", "survival") else []
+    values = {**_values(drawn, tiny_dino, kind), "baselines": ["majority", *classical]}
+    finished = run.simulate(values, output=tmp_path / "run")
     federated = finished.summary["arms"]["federated"]
+    for name in classical:
+        assert METRICS[kind] <= finished.summary["arms"][name]["sites"]["east"].keys()
+        assert "Cox regression" in finished.summary["arms"][name]["rule"]
     assert METRICS[kind] <= federated["sites"]["east"].keys()
     assert finished.summary["primary"] in finished.summary["arms"]["majority"]["sites"]["east"]
     assert finished.summary["primary"] in METRICS[kind]
@@ -67,19 +74,20 @@ def test_a_target_is_trained_scored_predicted_and_exported(
     # What is predicted is what was scored.
     with (finished.path / "samples.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["arm"] == "federated"]
-    column = {"ordinal": "probability_1", "survival": "survival_0"}.get(kind, "answer_1")
+    column = {"ordinal": "probability_1", "survival": "survival_0", "cox": "log_risk"}.get(kind, "answer_1")
     scored = {row["sample"]: float(row["value"]) for row in rows if row["metric"] == column}
     images = {f"image-{at:04d}": path for at, path in enumerate(sorted((drawn / "images").iterdir()), 1)}
     summary = predict.predict(finished.path / "adapter", images[min(scored)], tmp_path / "out")
     (row,) = summary["inputs"]
     answers = row["probabilities"] if kind == "ordinal" else row["values"]
-    assert list(answers.values())[1] == pytest.approx(scored[min(scored)], rel=1e-4, abs=1e-5)
+    assert list(answers.values())[0 if kind == "cox" else 1] == pytest.approx(scored[min(scored)], rel=1e-4, abs=1e-5)
     with (tmp_path / "out" / ("classes.csv" if kind == "ordinal" else "values.csv")).open(newline="") as file:
         (line,) = csv.DictReader(file)
     assert next(iter(line)) == "id"
     forms.export_adapter(finished.path / "adapter", tmp_path / "onnx", "onnx")
     card = (tmp_path / "onnx" / "README.md").read_text()
     words = {"ordinal": "grades", "multi-label": "sigmoid", "regression": "values in", "survival": "each interval"}
+    words["cox"] = "the hazard"
     assert words[kind] in card
     assert "- classes, in the order" not in card
     assert json.loads((finished.path / "summary.json").read_text())["primary"] == finished.summary["primary"]
@@ -112,3 +120,14 @@ def test_what_knows_classes_alone_is_refused(drawn: Path, tiny_dino: Path) -> No
     told = " ".join(caught.value.faults)
     assert "'classical' is for one class a sample" in told
     assert "attack.kind = 'label-flip'" in told
+
+
+@pytest.mark.parametrize("mechanism", ["record-level", "patient-level"])
+def test_cox_has_no_gradient_of_one_case_to_clip(drawn: Path, tiny_dino: Path, mechanism: str) -> None:
+    privacy = {"mechanism": mechanism, "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-3}
+    more: dict[str, Any] = {"privacy": privacy, "aggregation": {"weighting": "uniform"}}
+    values = _values(drawn, tiny_dino, "cox", **more)
+    with pytest.raises(errors.ConfigError) as caught:
+        experiment.examine(experiment.parse(values, "cox"))
+    assert any("is no sum over them" in fault for fault in caught.value.faults)
+    experiment.examine(experiment.parse(_values(drawn, tiny_dino, "survival", **more), "survival"))

@@ -25,8 +25,18 @@ def drawn(seed, whole):
     return time, event, np.round(survival, 2) if whole else survival
 
 
+def described(seed, whole):
+    """Features that a time depends on, and the times and events of :func:`drawn`. Shapes: (80, 3), (80,), (80,)."""
+    time, event, _ = drawn(seed, whole)
+    rng = np.random.default_rng(100 + seed)
+    features = rng.normal(0, 1, (80, 3)) * (1.0, 20.0, 0.1) + (0.0, 50.0, 0.0)
+    features[:, 0] -= 0.8 * np.log(time)
+    return features, time, event
+
+
 def main():
-    """Prints a line of JSON a draw."""
+    """Prints a line of JSON a draw, and one a Cox regression of it."""
+    from sksurv.linear_model import CoxPHSurvivalAnalysis
     from sksurv.metrics import concordance_index_censored, concordance_index_ipcw, integrated_brier_score
     from sksurv.nonparametric import kaplan_meier_estimator
     from sksurv.util import Surv
@@ -45,6 +55,19 @@ def main():
                 }
             )
         )
+        features, time, event = described(seed, whole)
+        inputs, truth = (features - features.mean(0)) / features.std(0), Surv.from_arrays(event, time)
+        for alpha in (0.0, 1.0):
+            fitted = CoxPHSurvivalAnalysis(alpha=alpha, ties="efron", n_iter=500, tol=1e-12).fit(inputs, truth)
+            risk = fitted.predict(inputs)
+            line = {
+                "alpha": alpha,
+                "weight": fitted.coef_.tolist(),
+                "c_index": concordance_index_censored(event, time, risk)[0],
+                "c_index_uno": concordance_index_ipcw(truth, truth, risk, tau=BINS[-1])[0],
+                "survival of the first": fitted.predict_survival_function(inputs[:1])[0](BINS).tolist(),
+            }
+            print(json.dumps(line))
 
 
 if __name__ == "__main__":

@@ -84,6 +84,7 @@ def test_film_changes_nothing_at_the_start_and_images_can_be_left_out() -> None:
         {"kind": "regression", "ranges": [[0, 9]] * 2, "centres": [4, 4], "scales": [1, 1]},
         {"kind": "multi-label", "prevalence": [0.2, 0.4]},
         {"kind": "survival", "bins": [1, 2, 3]},
+        {"kind": "cox", "bins": [3]},
         {"kind": "ordinal"},
     ],
     ids=lambda target: target["kind"],

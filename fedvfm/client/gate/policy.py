@@ -60,6 +60,7 @@ OF_TARGETS = {
     "ordinal": ((*CLASSIFICATION, "mae", "quadratic_kappa"), ()),
     "multi-label": (("auprc", "auroc", "balanced_accuracy", "one_minus_brier"), ("auprc_", "auroc_")),
     "regression": (("one_minus_nmae",), ("mae_", "r2_")),
+    "cox": (("c_index", "c_index_uno", "event_share"), ()),
     "survival": (("c_index", "c_index_uno", "calibration_error", "event_share", "one_minus_ibs"), ()),
 }
 """Target of a classification -> its metrics, and what those of each of its columns begin with."""

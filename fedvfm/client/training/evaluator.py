@@ -117,7 +117,7 @@ def _note_classes(
     recipe = task.recipe
     names = recipe.data.class_names
     present = [sample.label] if prepared.truth is None else task.present(prepared.truth)
-    if recipe.target.kind in ("multi-label", "survival"):
+    if recipe.target.kind == "multi-label" or recipe.target.prognosis:
         # A rank among few who do not have a label would tell of each of them, too; of survival the event is one.
         answered = list(zip(names, sample.values, strict=True))
         for name, value in answered if recipe.target.kind == "multi-label" else answered[1:]:

@@ -34,7 +34,8 @@ class Picture:
         f1: F1 of the boxes; None but in detection.
         label: the true class; None in segmentation.
         probabilities: class -> probability; empty in segmentation and of a target of columns.
-        values: of a target of columns what was answered and the truth, in words, and how well they fit: exp(-loss).
+        values: of a target of columns what was answered and the truth, in words, and how well they fit: exp(-loss);
+            0 where that is not known of one sample alone.
         part: of a case which of its images is shown, and how much of the answer rests on it; else empty.
         worst: whether it was chosen because no test sample of its site scores lower; else it was drawn.
     """
@@ -199,7 +200,8 @@ def _classified(
 def _values(model: adapted_model.AdaptedModel, sample: samples.Sample, logits: torch.Tensor) -> tuple[str, float]:
     task = model.task
     target = torch.as_tensor(task.target(sites.NO_IMAGE, sample.truth), device=logits.device)
-    fits = math.exp(-float(task.losses(logits[None], target[None])[0]))
+    compares = model.recipe.target.kind == "cox"  # its loss compares cases, and says nothing of one
+    fits = 0.0 if compares else math.exp(-float(task.losses(logits[None], target[None])[0]))
     answered = [f"{name} {value:.3g}" for name, value in task.row(task.answers(logits))["values"].items()]
     truths = [
         f"{name} {'missing' if truth is None else f'{truth:g}'}"

@@ -98,7 +98,7 @@ def write(
         CheckpointError: if journal or evaluations are damaged.
     """
     journal = hash_chain.read(run.arm("federated") / "journal.jsonl")
-    tables = compare.samples_of(run, compare.FEDERATED) if what.recipe.target.kind == "survival" else {}
+    tables = compare.samples_of(run, compare.FEDERATED) if what.recipe.target.prognosis else {}
     found = Found(what, made, compare.scores(run, made, compare.patients_of(hospitals)), journal, tables)
     path = run.path / "report.html"
     storage.write_text(path, page.document(what.title or what.name, body(found, hospitals, shown)))
@@ -394,7 +394,7 @@ def _sites(found: Found) -> str:
 
 def _prognosis(reached: Found) -> str:
     target = reached.what.recipe.target
-    if target.kind != "survival":
+    if not target.prognosis:
         return ""
     return prognosis.section(reached.tables, target.bins, target.units[0] if target.units else "")
 
@@ -407,6 +407,7 @@ def _samples(found: Found, shown: Sequence[pictures.Picture]) -> str:
     by = "Dice" if shown[0].dice is not None else "the probability of the true class"
     by = by if shown[0].f1 is None else "F1 of the boxes"
     by = by if shown[0].values is None else "how well the answer fits the truth"
+    by = by if found.what.recipe.target.kind != "cox" else "name"
     parts = [
         ("The worst of each site", f"No test sample of its site scores lower; sorted by {by}.", True),
         ("Drawn at random", f"Not chosen: what is usual; sorted by {by}.", False),
