@@ -209,6 +209,8 @@ def _table(recipe: schema.Recipe) -> str:
         for name, (low, high), unit in zip(chosen.numbers, chosen.ranges, units, strict=True)
     ]
     words = [f"{name} ({', '.join(chosen.categories[name])})" for name in sorted(chosen.categories)]
+    bare = "; cases of which your table says image = none are learned from by their row alone"
+    bare = bare if chosen.images_missing else ""
     kept = (
         ""
         if recipe.privacy.mechanism != privacy.NO_MECHANISM
@@ -216,7 +218,7 @@ def _table(recipe: schema.Recipe) -> str:
     )
     return (
         f"columns {', '.join((*numbers, *words))}, beside each image or case; standardised by public numbers of the "
-        f"recipe; no value and no mean of them leaves{kept}"
+        f"recipe; no value and no mean of them leaves{bare}{kept}"
     )
 
 

@@ -261,7 +261,7 @@ def surveyed(site: schema.SiteConfig, survey: surveys.Survey) -> tuple[samples.S
     if wrong:
         raise errors.ConfigError("survey and data", wrong)
     parts = whole(site, split(site, belonging(site, source.samples()), source))
-    return source, [sample for name in collection.SEEN for sample in parts[name]]
+    return source, collection.imaged(sample for name in collection.SEEN for sample in parts[name])
 
 
 def whole(site: schema.SiteConfig, found: Splits) -> dict[str, list[samples.Sample]]:

@@ -49,6 +49,9 @@ class InputsConfig(pydantic.BaseModel):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """(share) Of the samples of a training step, how many are shown without their row, so that the model answers where
     there is none. Change: up where many sites or cases have no table, to 0 where all have."""
+    images_missing: Annotated[bool, Field(exclude_if=lambda said: not said)] = False
+    """true: cases that a table declares to be without an image (image = none) are learned from and answered by their
+    row alone; false: they are left out. Change: to true where patients without an image are to be answered too."""
     images: bool = True
     """Whether the head sees the image. Change: to false only to measure what the table gives alone; the baseline
     table-alone does that by itself."""
@@ -57,6 +60,11 @@ class InputsConfig(pydantic.BaseModel):
     def columns(self) -> tuple[str, ...]:
         """All columns in the order in which the head takes them; empty where no table is an input."""
         return (*self.numbers, *sorted(self.categories))
+
+    @property
+    def numbers_a_row(self) -> int:
+        """How many numbers a model takes beside an image: of each column one, and whether the image is missing."""
+        return len(self.columns) + self.images_missing
 
     def faults(self, answered: tuple[str, ...]) -> list[str]:
         """What does not fit together, one sentence a fault.
@@ -68,7 +76,7 @@ class InputsConfig(pydantic.BaseModel):
         if not self.columns:
             return [
                 f"{where}.{key}: nothing reads it without numbers or categories; leave it out"
-                for key in ("units", "ranges", "centres", "scales", "fusion", "dropout", "images")
+                for key in ("units", "ranges", "centres", "scales", "fusion", "dropout", "images_missing", "images")
                 if getattr(self, key) != type(self).model_fields[key].default
             ]
         if len(self.columns) > MOST_COLUMNS:

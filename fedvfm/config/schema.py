@@ -694,6 +694,9 @@ class PartitionConfig(Strict):
     recipe.unlabelled. Change: to try what hospitals without labels add."""
     without_table: Annotated[tuple[Name, ...], Field(strict=False)] = _later(())
     """Virtual hospitals that have none of the columns of recipe.inputs. Change: to try hospitals without a table."""
+    without_images: Annotated[tuple[Name, ...], _names()] = _later(())
+    """Virtual hospitals whose images are hidden, so that rows of recipe.inputs are all they have. Needs
+    recipe.inputs.images_missing. Change: to try hospitals without images."""
     lacking: dict[Name, Annotated[tuple[Name, ...], Field(min_length=1, strict=False)]] = _later({})
     """Virtual hospital = the recipe's channels that it lacks; they are black there. Needs optional_channels of the
     recipe. Change: to try hospitals without some sequences."""

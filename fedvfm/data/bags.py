@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fedvfm import errors
 from fedvfm.config import schema
-from fedvfm.data import columns, defect, input_rows, whole_volumes
+from fedvfm.data import columns, defect, input_rows, missing_images, whole_volumes
 from fedvfm.data import sample as data
 from fedvfm.data.sources import index
 
@@ -31,6 +31,7 @@ SHARED = {
     "patient": "patient",
     "site": "site",
     "split": "split",
+    "without_image": "declaration of an image",
 }
 """What all images of a case have in common: fields of a sample, and what is said of them."""
 
@@ -43,11 +44,15 @@ def of(source: data.Source, recipe: schema.Recipe, *, table: bool = True) -> dat
         recipe: of the run.
         table: whether the columns of ``recipe.inputs`` are read; where not, every sample is without a row.
 
+    Samples that are declared to be without an image are left out, unless the recipe takes them.
+
     Raises:
         DataError: listing every case whose images have unlike labels, values, patients, sites or splits, and what is
             wrong with the columns; of whole volumes what is no slice of one, or lacks slices.
     """
+    source = missing_images.taken(source, recipe)
     shown = input_rows.InputRows(source, recipe) if table and recipe.inputs.columns else source
+    missing_images.require_rows(shown)
     answered = columns.Columns(shown, recipe) if recipe.target.of_columns else shown
     if recipe.data.depth:
         return whole_volumes.WholeVolumes(answered)
@@ -110,7 +115,8 @@ class Bags(data.Wrapped):
 def _case(members: Sequence[data.Sample]) -> data.Sample:
     first = members[0]
     name = first.case or first.unit
-    return dataclasses.replace(first, id=name, part=None, case=None, images=tuple(members))
+    shown = members[:1] if first.without_image else members  # one stands for what is not there
+    return dataclasses.replace(first, id=name, part=None, case=None, images=tuple(shown))
 
 
 def _faults(members: Sequence[data.Sample]) -> list[errors.Fault]:

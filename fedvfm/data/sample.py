@@ -45,6 +45,8 @@ class Sample:
         images: of a case the images it consists of, in their order; empty for one image. A case is not read, its images
             are.
         whole: whether these are all slices of one volume, which is read as one (:mod:`fedvfm.data.whole_volumes`).
+        without_image: whether the data declares that it has no image; a case says so, and the one image that stands for
+            it. It cannot be read, and a recipe that does not take such samples sees none.
         values: of the columns that a recipe's target names, in their order, None where one is missing; empty where it
             names none.
         inputs: of the columns that ``recipe.inputs`` names, in their order: numbers in their units, words by their
@@ -65,6 +67,7 @@ class Sample:
     inputs: tuple[float | None, ...] = ()
     labelled: tuple[int, ...] = ()
     whole: bool = False
+    without_image: bool = False
 
     @property
     def bag(self) -> bool:

@@ -70,6 +70,11 @@ class Prepared:
     absent: tuple[int, ...] = ()
 
 
+def blank(contract: schema.DataContract) -> Prepared:
+    """What stands for an image that is not there, at the contract's input size: black, without truth."""
+    return Prepared(np.zeros((3, *contract.patch_size), dtype=np.float32), None, None, None)
+
+
 def prepare(pixels: data.Pixels, contract: schema.DataContract, num_classes: int, multiple: int = 1) -> Prepared:
     """Bring one image into the contract: grey, three channels, intensity, size.
 

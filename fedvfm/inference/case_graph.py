@@ -40,7 +40,8 @@ class Encoder(nn.Module):
 class Head(nn.Module):
     """One case's vectors and places to its logits, and how much these rest on each image.
 
-    Shapes: vectors (S, D), places (S,) of int64, row of the table (C,) where the recipe takes one -> (K,), (S,).
+    Shapes: vectors (S, D), places (S,) of int64, row of the table (C,), where images may be missing
+        (C + 1,), where the recipe takes one -> (K,), (S,).
     """
 
     def __init__(self, head: case_heads.CaseHead) -> None:
@@ -124,7 +125,7 @@ def _card(model: adapted_model.AdaptedModel, off: float) -> str:
     height, width = model.recipe.data.input_size
     size, classes = model.backbone.width, model.task.width
     rounded = ".astype(np.float16).astype(np.float32)" if model.frozen_whole else ""
-    columns = model.recipe.inputs.columns
+    columns = model.recipe.inputs.numbers_a_row
     table = ', "table": table' if columns else ""
     usage = [
         "import numpy as np",
@@ -137,7 +138,7 @@ def _card(model: adapted_model.AdaptedModel, off: float) -> str:
         f"- `image`: float32 (N, 3, {height}, {width}), prepared as below; the graph itself normalises",
         f"- `vectors`: float32 (S, {size}), those of all images of one case in their order",
         "- `places`: int64 (S,), the place of each image in the case, from 0",
-        *([f"- `table`: float32 ({len(columns)},), NaN where a value is missing"] if columns else []),
+        *([f"- `table`: float32 ({columns},), NaN where a value is missing"] if columns else []),
         *delivery.table_lines(model),
         f"- `logits`: float32 ({classes},){delivery.what_comes_out(model)}",
         "- `weights`: float32 (S,), how much they rest on each image",

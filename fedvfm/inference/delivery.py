@@ -114,7 +114,7 @@ def example(model: adapted_model.AdaptedModel, batch: int = 2) -> Tensor:
 def example_rows(model: adapted_model.AdaptedModel, batch: int = 2) -> tuple[Tensor, ...]:
     """Rows of the table, the same every time, some values missing; nothing where the recipe takes no table.
 
-    Shapes: (batch, C).
+    Shapes: (batch, C), where images may be missing (batch, C + 1), with every other image missing.
     """
     chosen, rng = model.recipe.inputs, np.random.default_rng(1)
     if not chosen.columns:
@@ -124,6 +124,8 @@ def example_rows(model: adapted_model.AdaptedModel, batch: int = 2) -> tuple[Ten
     words = [rng.integers(0, len(chosen.categories[name]), batch) for name in sorted(chosen.categories)]
     rows = np.stack([*numbers, *words], axis=1).astype(np.float32)
     rows[rng.random(rows.shape) < 0.25] = np.nan
+    if chosen.images_missing:
+        rows = np.column_stack([rows, np.arange(batch, dtype=np.float32) % 2])
     return (torch.from_numpy(rows).to(model.device),)
 
 
@@ -270,6 +272,7 @@ def table_lines(model: adapted_model.AdaptedModel) -> list[str]:
             f"  - `{name}`: " + ", ".join(f"{at} for {word}" for at, word in enumerate(chosen.categories[name]))
             for name in sorted(chosen.categories)
         ),
+        *(["  - last: 1 where the image is missing, which is then not looked at, else 0"] * chosen.images_missing),
     ]
 
 

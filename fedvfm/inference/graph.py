@@ -295,7 +295,7 @@ def card_of(model: adapted_model.AdaptedModel, batch: int | None, checked: str, 
     shape = (
         f"({size}, {classes}, {sides})" if delivery.dense(model) or delivery.detects(model) else f"({size}, {classes})"
     )
-    columns = model.recipe.inputs.columns
+    columns = model.recipe.inputs.numbers_a_row
     table = ', "table": table' if columns else ""
     usage = [
         "import onnxruntime",
@@ -304,7 +304,7 @@ def card_of(model: adapted_model.AdaptedModel, batch: int | None, checked: str, 
     ]
     facts = [
         f"- `image`: float32 ({size}, 3, {sides}), prepared as below; the graph itself normalises",
-        *([f"- `table`: float32 ({size}, {len(columns)}), NaN where a value is missing"] if columns else []),
+        *([f"- `table`: float32 ({size}, {columns}), NaN where a value is missing"] if columns else []),
         *delivery.table_lines(model),
         f"- `logits`: float32 {shape}{delivery.what_comes_out(model)}",
         checked,

@@ -19,7 +19,7 @@ from fedvfm.data.slides import slide_file
 from fedvfm.data.sources import index, layouts, slides
 from fedvfm.data.volumes import dicom, dicom_series, nrrd, series_selector, volumes
 
-Kind = Literal["picture", "volume", "dicom", "slide"]
+Kind = Literal["picture", "volume", "dicom", "slide", "row"]
 
 KNOWN = tuple(dict.fromkeys((*formats.PICTURES, *volumes.ENDINGS)))
 
@@ -38,7 +38,8 @@ class Item:
     Attributes:
         name: what its results are called. Of pictures and volumes it is the path below the input, without ending; DICOM
             files and folders are often named after patients, so these are numbered.
-        kind: a picture, a volume in one file (NIfTI, NRRD), DICOM (one series, or one file), or a whole slide.
+        kind: a picture, a volume in one file (NIfTI, NRRD), DICOM (one series, or one file), a whole slide, or the row
+            of a table that is declared to be without an image.
         path: the file, or the folder of the series.
         more: further files of the case, one a channel, in the order of their numbers.
         absent: places of the recipe's channels that are lacking; ``files`` are the others.
@@ -68,7 +69,7 @@ class Item:
         return (self.path, *self.more)
 
 
-def find(path: Path, series: str = "", *, whole_slides: bool = False) -> list[Item]:
+def find(path: Path, series: str = "", *, whole_slides: bool = False, needed: bool = True) -> list[Item]:
     """Everything below a folder in the order of names, or the one file.
 
     A folder with DICOM files is one study of one series; a folder in which every file is a series of its own
@@ -81,22 +82,22 @@ def find(path: Path, series: str = "", *, whole_slides: bool = False) -> list[It
     if not path.exists():
         raise defect.NOT_FOUND.error(f"{path}: no such file or folder; check the path")
     if whole_slides:
-        return _slides(path)
+        return _slides(path, needed=needed)
     found = list(_walk(path, bool(series))) if path.is_dir() else [(_kind(path), path)]
     items = [*_named(path, [one for one in found if one[0] != "dicom"])]
     dicoms = [one for kind, one in found if kind == "dicom"]
     width = max(3, len(str(len(dicoms))))
     items += [Item(f"series-{number:0{width}d}", "dicom", one) for number, one in enumerate(dicoms, 1)]
-    if not items:
+    if not items and needed:
         raise defect.NO_SAMPLES.error(
             f"{path}: nothing to predict; these are read: {', '.join(KNOWN)}, and DICOM folders"
         )
     return items
 
 
-def _slides(path: Path) -> list[Item]:
+def _slides(path: Path, *, needed: bool) -> list[Item]:
     files = [file for file in _files(path) if slides.is_slide(file)] if path.is_dir() else [path]
-    if not files or not all(map(slides.is_slide, files)):
+    if (not files and needed) or not all(map(slides.is_slide, files)):
         raise defect.NO_SAMPLES.error(
             f"{path}: nothing to predict; this adapter takes whole slides: {', '.join(slide_file.ENDINGS)}"
         )
@@ -162,7 +163,7 @@ def by_table(path: Path, items: Sequence[Item], table: Path) -> list[Item]:
     faults += [
         defect.TABLE.fault(f"case '{name}' is no plain file name; call it otherwise")
         for name in dict.fromkeys(cases.values())
-        if name.startswith(".") or "/" in name or "\\" in name
+        if not _plain(name)
     ]
     for item in items:
         members.setdefault(cases.get(below[item.name], ""), []).append(item)
@@ -213,6 +214,37 @@ def rows(
     if items and not known:
         raise defect.TABLE.error(f"{table}: no id is the name of an input, as '{items[0].name}' is; correct the ids")
     return known, [item.name for item in items if not known.get(item.name)]
+
+
+def imageless(items: Sequence[Item], table: Path) -> list[Item]:
+    """The rows of a table that are declared to be without an image, with ``none`` in a column ``image``.
+
+    Args:
+        items: what there is to predict beside them.
+        table: with the column ``id``, which is what the answer is called.
+
+    Raises:
+        DataError: listing rows of which there is an image, and names that are no plain file names.
+    """
+    rows = (row for row in index.read_csv(table, ("id",)))
+    names = [row["id"] for row in rows if row.get("image", "").strip().casefold() == layouts.NO_IMAGE]
+    known = {item.name for item in items}
+    faults = [
+        defect.TABLE.fault(f"id '{name}' has image = {layouts.NO_IMAGE}, and there is an image of that name")
+        for name in names
+        if name in known
+    ]
+    faults += [
+        defect.TABLE.fault(f"id '{name}' is no plain file name; call it otherwise")
+        for name in names
+        if not _plain(name)
+    ]
+    index.refuse(table, faults)
+    return [Item(name, "row", table) for name in names]
+
+
+def _plain(name: str) -> bool:
+    return bool(name) and not name.startswith(".") and "/" not in name and "\\" not in name
 
 
 def _by_study(items: Sequence[Item]) -> list[Item]:

@@ -198,7 +198,8 @@ def run(
     if mpp and not (slides_taken and slides_config.FINEST <= mpp <= slides_config.COARSEST):
         fault = f"{mpp:g}: give it {slides_config.SCALES}, with an adapter for whole slides alone"
         raise errors.ConfigError("--mpp", [fault])
-    found = inputs.find(source, series, whole_slides=slides_taken)
+    bare = export.recipe_of(Path(adapter)).inputs.images_missing and table is not None and str(table) != NO_TABLE
+    found = inputs.find(source, series, whole_slides=slides_taken, needed=not bare)
     skipped = inputs.meant(found, series) if series else {}
     place = "cpu" if graph is not None else devices.choose(device)
     model = export.load_adapter(adapter, device=place, backbone=backbone)
@@ -215,6 +216,10 @@ def run(
     wanted = model.recipe.data
     joined = grouping.join(asked, wanted.channels, chosen, alone=source.is_file(), optional=wanted.optional_channels)
     items = _together(model, source, joined.items, cases)
+    if bare and table is not None:
+        items = [*items, *inputs.imageless(items, Path(table))]
+        if not items:
+            raise defect.NO_SAMPLES.error(f"{source}: no image, and {table} has no row without one; nothing to predict")
     beside, rowless = _beside(model, source, items, table)
     session = None if graph is None else sessions.Session(Path(graph), model)
     prompts = (
@@ -460,8 +465,28 @@ class Predictor:
             ) from None
 
     def _table(self, names: Sequence[str]) -> Tensor | None:
-        """Rows of items; None where the adapter takes no table. Shapes: (B, C)."""
-        return fusion.stacked([self._rows.get(name, ()) for name in names], self.model.recipe.inputs)
+        """Rows of items with an image; None where the adapter takes no table. Shapes: (B, C), or (B, C + 1)."""
+        rows = [self._rows.get(name, ()) for name in names]
+        return fusion.stacked(rows, self.model.recipe.inputs, [False] * len(names))
+
+    @torch.no_grad()
+    def _of_row(self, item: inputs.Item) -> dict[str, Any]:
+        """The answer for a row that is declared to be without an image.
+
+        Raises:
+            DataError: if it has no value in any column.
+        """
+        if not self._rows.get(item.name):
+            raise defect.CASE_EMPTY.error("neither an image nor a value in any column of recipe.inputs; fill one in")
+        image = transforms.blank(self.model.recipe.data).image
+        table = fusion.stacked([self._rows[item.name]], self.model.recipe.inputs, [True])
+        if self.model.task.bags and table is not None:
+            whole = case_heads.Parts(((0,),), torch.zeros(1, self.model.backbone.width, device=self.model.device))
+            (logits,) = self.model(torch.empty(0), None, None, whole, table.to(self.model.device)).float().cpu()
+        else:
+            run = functools.partial(self._run, table=table)
+            (logits,) = sliding_window.many(self.model, [image], run, self.batch)
+        return {**self._answer(item.name, self.model.task.answers(logits)), "image": "none"}
 
     def ahead(self, items: Sequence[inputs.Item]) -> None:
         """Compute pictures together that come next; whatever fails is left to :meth:`item`, which says why."""
@@ -493,6 +518,8 @@ class Predictor:
             DataError: if it cannot be used.
         """
         self.place.begin()
+        if item.kind == "row":
+            return [self._of_row(item)]
         if self.model.task.bags:
             return self._case(item)
         if isinstance(self.model.task, detection.Detection):

@@ -129,7 +129,7 @@ def _peft(repository: str, recipe: schema.Recipe) -> list[str]:
 
 
 def _onnx(folder: Path, repository: str, recipe: schema.Recipe) -> list[str]:
-    sides, columns = ", ".join(map(str, recipe.data.patch_size)), len(recipe.inputs.columns)
+    sides, columns = ", ".join(map(str, recipe.data.patch_size)), recipe.inputs.numbers_a_row
     start = [
         "import numpy as np",
         "import onnxruntime",

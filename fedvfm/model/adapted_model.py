@@ -176,7 +176,13 @@ def _input_faults(recipe: schema.Recipe, task: tasks.Task) -> list[str]:
     """Faults of a table beside the images."""
     if recipe.inputs.columns and not task.tabular:
         return [f"recipe.inputs: task '{recipe.task.kind}' takes no table beside the image; leave it out"]
-    return recipe.inputs.faults(recipe.data.class_names if recipe.target.of_columns else ())
+    wrong = recipe.inputs.faults(recipe.data.class_names if recipe.target.of_columns else ())
+    if recipe.inputs.images_missing and recipe.data.fit != "resize":
+        wrong.append(
+            f"recipe.inputs.images_missing: with recipe.data.fit = '{recipe.data.fit}' nobody can say how large an "
+            "image is that is not there; use 'resize', or leave it out"
+        )
+    return wrong
 
 
 def _prompt_faults(recipe: schema.Recipe, task: tasks.Task, backbone: backbones.Backbone) -> list[str]:
@@ -471,7 +477,7 @@ class AdaptedModel(nn.Module):
         vectors are given. ``rows`` are those of the table, where the recipe takes one (:mod:`fedvfm.tasks.fusion`).
 
         Shapes: pixels (B, 3, H, W), normalised -> (B, K, H, W) in segmentation, (B, K) in classification; of cases
-            pixels (N, 3, H, W) -> (B, K); rows (B, C).
+            pixels (N, 3, H, W) -> (B, K); rows (B, C), where images may be missing (B, C + 1).
         """
         beside = (rows,) if self.recipe.inputs.columns else ()
         if parts is not None:

@@ -112,6 +112,7 @@ def card(
         f"- task: {recipe.task.kind}, classes: {', '.join(recipe.data.class_names)}",
         *([f"- sentences: {recipe.words.describe(recipe.data.class_names)}"] if recipe.words is not None else []),
         *([f"- beside each image: columns {', '.join(recipe.inputs.columns)}"] if recipe.inputs.columns else []),
+        *(["- cases without an image are answered by their row alone"] if recipe.inputs.images_missing else []),
         f"- trainable numbers: {trainable:,} ({share:.2%} of the backbone), {quantity.of(recipe.rounds, 'round')}, "
         f"rule `{recipe.aggregation.rule}`",
         *([f"- factors: `{recipe.adapter.factors}`: {way}"] if way else []),

@@ -218,7 +218,7 @@ def _saved(model: adapted_model.AdaptedModel, pixels: Tensor) -> tuple[int, int,
             raise NotImplementedError("prompts have values, not shapes alone")
         features = model.features(pixels, prefix)
         count = len(pixels) // (images_a_sample(model) if model.task.bags else 1)
-        columns = len(model.recipe.inputs.columns)
+        columns = model.recipe.inputs.numbers_a_row
         rows = (torch.empty(count, columns, device="meta"),) if columns else ()
         blocks = sum(storage.nbytes() for storage in storages.values())
         if model.task.bags:

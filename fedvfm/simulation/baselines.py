@@ -287,6 +287,13 @@ def faults(experiment: schema.Experiment) -> list[str]:
             for name in ("image-alone", "table-alone")
             if name in experiment.baselines
         ]
+    if experiment.recipe.inputs.images_missing:
+        wrong += [
+            f"baselines: '{name}' has no answer for cases without an image, which recipe.inputs.images_missing takes; "
+            "leave it out"
+            for name in ("image-alone", "classical")
+            if name in experiment.baselines
+        ]
     if experiment.recipe.data.depth:
         wrong += [
             f"baselines: '{name}' is of slices, and recipe.data.depth makes samples of whole volumes; leave it out"

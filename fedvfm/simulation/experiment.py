@@ -206,6 +206,7 @@ def hospitals(experiment: schema.Experiment) -> list[virtual_hospitals.Hospital]
     hospitals = virtual_hospitals.partly_labelled(drawn, experiment.partition, experiment.recipe)
     hospitals = virtual_hospitals.without_labels(hospitals, experiment.partition, experiment.recipe)
     hospitals = virtual_hospitals.without_table(hospitals, experiment.partition, experiment.recipe)
+    hospitals = virtual_hospitals.without_images(hospitals, experiment.partition, experiment.recipe)
     hospitals = virtual_hospitals.without_channels(hospitals, experiment.partition, experiment.recipe.data)
     for hospital in hospitals:
         parts = {"train": hospital.train, "val": hospital.val, "test": hospital.test}

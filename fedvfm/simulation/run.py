@@ -188,13 +188,15 @@ def _same_setup(
     """Keep which samples, rows of tables and backbone the run began with; refuse to go on with others.
 
     Raises:
-        CheckpointError: if samples came, went or moved between splits, a row of ``recipe.inputs`` changed, or a
-            backbone has other bytes.
+        CheckpointError: if samples came, went or moved between splits, a row of ``recipe.inputs`` changed, an
+            image came or went, or a backbone has other bytes.
     """
     members = {h.name: {split: [one.id for one in part] for split, part in h.splits.items()} for h in hospitals}
     frozen = {job.name: _frozen(job.locked) for job in jobs}
     rows = {one.id: one.inputs for h in hospitals for part in h.splits.values() for one in part if one.inputs}
+    bare = [each.id for h in hospitals for part in h.splits.values() for each in part if each.without_image]
     began: dict[str, Any] = {"samples": members, "frozen": frozen} | ({"inputs": rows} if rows else {})
+    began |= {"without_image": bare} if bare else {}
     found = hashlib.sha256(hash_chain.canonical(began).encode()).hexdigest()
     path = run.path / "setup.json"
     if not path.exists():

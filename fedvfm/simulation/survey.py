@@ -39,7 +39,7 @@ def ask(
         PolicyRefused: "policy-units" if it has too few patients.
         DataError: for an image that cannot be used.
     """
-    samples = bags.images_of([sample for name in collection.SEEN for sample in hospital.splits[name]])
+    samples = collection.imaged(bags.images_of(each for name in collection.SEEN for each in hospital.splits[name]))
     grouped = collection.patients(samples, hospital.source)
     answer.require_enough(len(grouped), survey.least_patients)
     totals = collection.totals(survey, grouped, hospital.read)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -42,6 +42,11 @@ def label_faults(survey: surveys.Survey, labelled: Sequence[str], *, without_lab
         f"statistics: {', '.join(asked)} need every class labelled, and {', '.join(missing)} is not labelled here; ask "
         "this site for a survey without them"
     ]
+
+
+def imaged(samples: Iterable[data.Sample]) -> list[data.Sample]:
+    """Samples that have an image: of no others are histograms of images made, nor their patients counted."""
+    return [sample for sample in samples if not sample.without_image]
 
 
 def contract(survey: surveys.Survey) -> schema.DataContract:

@@ -1,7 +1,8 @@
 """Late fusion: a row of the hospital's table joins the vector of an image or a case before the head's last layer.
 
 A missing value becomes the column's centre, and an indicator says that it is missing; a row that is not there is one
-of which every value is missing. Rows never mix: one sample's result depends on its own row alone.
+of which every value is missing. An image that is missing is a vector of noughts, with an indicator beside the row: no
+gradient of such a sample reaches the backbone. Rows never mix: one sample's result depends on its own row alone.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ INNER = 32
 def encoded(rows: Tensor, chosen: inputs.InputsConfig) -> Tensor:
     """Rows as a layer takes them: numbers in units of their scales, words one-hot, each with its indicator.
 
-    Shapes: rows (B, C) in the columns' own units, words by their number, NaN where missing -> (B, :func:`width`).
+    Shapes: rows (B, C) in the columns' own units, words by their number, NaN where missing; where images may be missing
+        (B, C + 1), the last 1 for a sample without one, else 0 -> (B, :func:`width`).
     """
-    rows = rows.float()
+    rows, imageless = rows.float().split([len(chosen.columns), int(chosen.images_missing)], dim=1)
     missing = torch.isnan(rows)
     count = len(chosen.numbers)
     numbers = (rows[:, :count] - rows.new_tensor(chosen.centres)) / rows.new_tensor(chosen.scales)
@@ -37,23 +39,37 @@ def encoded(rows: Tensor, chosen: inputs.InputsConfig) -> Tensor:
     for at, name in enumerate(sorted(chosen.categories), count):
         words = torch.arange(len(chosen.categories[name]), device=rows.device)
         parts.append((rows[:, at, None] == words).to(rows.dtype))
-    return torch.cat([*parts, missing.to(rows.dtype)], dim=1)
+    return torch.cat([*parts, missing.to(rows.dtype), imageless], dim=1)
 
 
 def width(chosen: inputs.InputsConfig) -> int:
     """How many numbers :func:`encoded` gives of a row."""
-    return len(chosen.columns) + len(chosen.numbers) + sum(len(words) for words in chosen.categories.values())
+    return chosen.numbers_a_row + len(chosen.numbers) + sum(len(words) for words in chosen.categories.values())
 
 
-def stacked(rows: Sequence[Sequence[float | None]], chosen: inputs.InputsConfig) -> Tensor | None:
+def stacked(
+    rows: Sequence[Sequence[float | None]], chosen: inputs.InputsConfig, imageless: Sequence[bool]
+) -> Tensor | None:
     """Rows as a :class:`Fusion` takes them, an empty one as one of which all is missing; None without columns.
 
-    Shapes: (B, C), float32.
+    Args:
+        rows: of samples.
+        chosen: the recipe's columns.
+        imageless: of each sample, whether it has no image.
+
+    Shapes: (B, C), where images may be missing (B, C + 1); float32.
+
+    Raises:
+        ValueError: for a sample without an image, where the recipe does not take any.
     """
+    if any(imageless) and not chosen.images_missing:
+        raise ValueError("a sample without an image, and recipe.inputs.images_missing is false")
     if not chosen.columns:
         return None
     missing = (None,) * len(chosen.columns)
     numbers = [[math.nan if value is None else value for value in row or missing] for row in rows]
+    if chosen.images_missing:
+        numbers = [[*row, float(absent)] for row, absent in zip(numbers, imageless, strict=True)]
     return torch.tensor(numbers, dtype=torch.float32)
 
 
@@ -73,7 +89,7 @@ class Fusion(nn.Module):
         self.chosen, self.width = chosen, vector
 
     def forward(self, vectors: Tensor, rows: Tensor | None) -> Tensor:
-        """What the last layer takes. Shapes: vectors (B, D), rows (B, C) as :func:`encoded` takes them -> (B, width).
+        """What the last layer takes. Shapes: vectors (B, D), rows as :func:`encoded` takes them -> (B, width).
 
         Raises:
             ValueError: without rows: a table that was forgotten is no table that is missing.
@@ -81,6 +97,8 @@ class Fusion(nn.Module):
         if rows is None:
             raise ValueError("recipe.inputs names columns, and no rows were given")
         vectors = vectors if self.chosen.images else torch.zeros_like(vectors)
+        if self.chosen.images_missing:
+            vectors = torch.where(rows[:, -1:] > 0, torch.zeros_like(vectors), vectors)
         return self._joined(vectors, encoded(rows, self.chosen))
 
     def _joined(self, vectors: Tensor, rows: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,53 @@ def test_columns_that_training_would_refuse_block_the_check(site: Path, table: s
     assert "table" in [one.code for one in made.findings if one.severity == "blocker"]
     assert not {"rows-missing", "input-constant"} & {one.code for one in made.findings}
     assert any("marker" in text and 'table = "absent"' in text for _, code, text in made.told if code == "table")
+
+
+def _rows_alone(site: Path, missing: bool) -> None:
+    """Two rows more, of one patient each, that are declared to be without an image; and the marker as an input."""
+    data, recipe = site.parent / "data", site.parent / "recipe.toml"
+    lines = (data / "index.csv").read_text().splitlines()
+    rows = [f"row-{at},{('plain', 'spot')[at]},q{at},east,train,none" for at in (0, 1)]
+    (data / "index.csv").write_text("\n".join([f"{lines[0]},image", *(f"{line}," for line in lines[1:]), *rows]) + "\n")
+    (data / "table.csv").write_text("id,marker\neast-1,3\nrow-0,4\nrow-1,5\n")
+    columns = {"numbers": ["marker"], "ranges": [[0.0, 9.0]], "centres": [5.0], "scales": [2.0]}
+    recipe.write_text(recipe.read_text() + _toml({"inputs": {**columns, "images_missing": missing}}))
+
+
+def test_a_check_counts_cases_without_an_image_and_trains_a_step_with_them(site: Path) -> None:
+    _rows_alone(site, missing=True)
+    made = check.check(site)
+    assert not [one for one in made.findings if one.severity == "blocker"], made.told
+    told = {one.code: one.problem for one in made.findings}
+    assert told["images-missing"] == "2 of 10 samples without an image"
+    assert told["rows-missing"] == "7 of 10 samples without a row of the table"
+    assert made.seen is not None
+    assert [len(made.seen.splits[name]) for name in ("train", "val", "test")] == [6, 2, 2]
+    assert (document._data(made.seen)["images"], document._data(made.seen)["unusable"]) == (36, 0)
+    assert made.facts["training_step"]
+
+
+def test_a_check_says_how_many_cases_a_recipe_leaves_out_and_a_site_may_have_rows_alone(site: Path) -> None:
+    _rows_alone(site, missing=False)
+    made = check.check(site)
+    told = {one.code: (one.severity, one.problem) for one in made.findings}
+    assert told["images-not-taken"] == ("note", "2 cases without an image left out")
+    assert "images-missing" not in told
+    recipe, index = site.parent / "recipe.toml", site.parent / "data" / "index.csv"
+    recipe.write_text(recipe.read_text().replace("images_missing = false", "images_missing = true"))
+    lines = index.read_text().splitlines()
+    rows = [line.replace("east,train", f"east,{split}") for line in lines[-2:] for split in ("train", "test")]
+    rows = [line.replace("row-", f"row-{at}").replace(",q", f",q{at}") for at, line in enumerate(rows)]
+    index.write_text("\n".join([lines[0], *rows]) + "\n")
+    (site.parent / "data" / "table.csv").write_text("id,marker\nrow-00,4\nrow-10,5\nrow-21,6\nrow-31,7\n")
+    shutil.rmtree(site.parent / "data" / "images")
+    site.write_text(SITE.replace(POLICY, f"{POLICY}min_steps = 1\n"))
+    made = check.check(site)
+    assert not [one for one in made.findings if one.severity == "blocker"], made.told
+    assert made.facts["training_step"]
+    hospital = site_file.hospital(made.own.site, made.own.recipe)  # type: ignore[arg-type]
+    assert [len(part) for part in hospital.splits.values()] == [2, 0, 2]
+    assert [len(case.images) for case in hospital.train] == [1, 1]
 
 
 def test_a_case_with_an_unreadable_image_is_named_and_the_others_train(site: Path) -> None:
@@ -137,7 +185,10 @@ def test_a_table_is_judged_before_training() -> None:
         (float(at * 7 % 13), 3.0 + at % 2, 4.0, at % 5 if at % 2 else None, at % 2) for at in range(30)
     ]
     rows[0], rows[1] = (), (None, *rows[1][1:])
-    tabled = [dataclasses.replace(case, inputs=row) for case, row in zip(seen.samples, rows, strict=True)]
+    tabled = [
+        dataclasses.replace(case, inputs=row, without_image=case.label == 0)
+        for case, row in zip(seen.samples, rows, strict=True)
+    ]
     found = rules.findings(dataclasses.replace(seen, samples=tabled, inputs=chosen, unused_rows=2))
     told = {one.code: one.problem for one in found}
     assert told["rows-missing"] == "1 of 30 samples without a row of the table"
@@ -145,7 +196,12 @@ def test_a_table_is_judged_before_training() -> None:
     assert told["input-missing"] == "no value in age of 1 sample, crp of 14 samples"
     assert told["input-constant"] == "no two values differ in ward"
     leaks = [one.problem for one in found if one.code == "input-tells-label"]
-    told_by = ("column score tells", "whether crp is missing tells", "column drug tells")
+    told_by = (
+        "column score tells",
+        "whether crp is missing tells",
+        "column drug tells",
+        "whether the image is missing tells",
+    )
     assert leaks == [f"{what} spot by itself (AUROC 1.000)" for what in told_by]
 
 

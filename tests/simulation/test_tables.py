@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from fedvfm import errors
-from fedvfm.client.training import dp_trainer, evaluator
+from fedvfm.client.training import dp_trainer, evaluator, trainer
 from fedvfm.client.training import site as sites
 from fedvfm.inference import case_graph, export, forms, graph, predict
 from fedvfm.model import adapted_model, memory
@@ -186,3 +187,123 @@ def test_a_row_is_hidden_by_its_own_draw(values: dict[str, Any]) -> None:
     assert {len(example.sample.inputs) for example in dp_trainer.made(model)} == {2}
     shapes = adapted_model.AdaptedModel(what.recipe, with_weights=False)
     assert memory._saved(shapes, torch.empty(2 * memory.images_a_sample(shapes), 3, 28, 28, device="meta"))[1] > 0
+
+
+@pytest.fixture(scope="module")
+def bare(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same volumes, and beside them two trained and two tested rows of the east that have no image."""
+    folder = tmp_path_factory.mktemp("bare") / "data"
+    shutil.copytree(drawn, folder)
+    for name, more in (("index.csv", {"image": ""}), ("table.csv", {})):
+        with (folder / name).open(newline="", encoding="utf-8") as file:
+            rows = [{**row, **more} for row in csv.DictReader(file)]
+        for at in range(4):
+            key, label = f"row-{at}", ("plain", "spot")[at % 2]
+            of_labels = {"id": key, "label": label, "patient": key, "site": "east", "image": "none"}
+            of_labels["split"] = "train" if at < 2 else "test"
+            rows.append(of_labels if name == "index.csv" else {"id": key, "marker": f"{3 + 4 * (at % 2)}", "sex": "F"})
+        drawn_cases.table(folder / name, rows)
+    return folder
+
+
+def _bare(values: dict[str, Any], folder: Path, **recipe: Any) -> dict[str, Any]:
+    inputs = {**INPUTS, "images_missing": True}
+    data = {**values["data"], "path": str(folder)}
+    return {**values, "data": data, "recipe": {**values["recipe"], "inputs": inputs, **recipe}}
+
+
+def test_rows_without_an_image_change_nothing_where_the_recipe_takes_none(
+    values: dict[str, Any], drawn: Path, bare: Path
+) -> None:
+    """Training has the same bits as if nobody had written those rows down."""
+    shown = []
+    for folder in (drawn, bare):
+        site = _site({**values, "data": {**values["data"], "path": str(folder)}})
+        model = adapted_model.AdaptedModel(experiment.parse(values, "tables").recipe)
+        update = trainer.train(model, site, model.initial(), 1)
+        shown.append((update.state.fingerprint, update.num_examples))
+    assert shown[0] == shown[1]
+
+
+@pytest.mark.parametrize("kind", ["case-classification", "classification"])
+def test_a_site_without_images_moves_the_head_alone(values: dict[str, Any], bare: Path, kind: str) -> None:
+    """Not by decay either; and what an image would have held makes no difference."""
+    task = {"kind": kind} | ({"head": "mst"} if kind == "case-classification" else {})
+    optimiser = {**values["recipe"]["optimiser"], "weight_decay": 0.1}
+    adapter = {"kind": "lora", "layers": [3]}
+    what = _bare(values, bare, task=task, optimiser=optimiser, adapter=adapter)
+    site = _site(what, without_images=["east"])
+    assert len(site.split("train")) == 5, "three volumes with a row, and two rows"
+    assert all(sample.without_image for sample in site.split("train"))
+    model = adapted_model.AdaptedModel(experiment.parse(what, "tables").recipe)
+    base = model.initial()
+    moved = trainer.train(model, site, base, 1).state
+    names = {name for name in base if not np.array_equal(base[name], moved[name])}
+    assert names
+    assert all("classify" in name or "fusion" in name for name in names)
+    with pytest.raises(errors.DataError, match="has no image, and one is read"):
+        site.hospital.read(site.split("train")[0])
+
+
+@pytest.mark.slow
+def test_cases_without_an_image_are_trained_scored_and_predicted(
+    values: dict[str, Any], bare: Path, tmp_path: Path
+) -> None:
+    """At a site that has both, and at one that has rows alone; ONNX answers for them too."""
+    what = {**_bare(values, bare), "partition": {"without_images": ["west"]}, "baselines": ["pooled", "table-alone"]}
+    made = run.simulate(what, output=tmp_path / "run")
+    with (made.path / "samples.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "probability_1" and row["arm"] == "federated"]
+    scored = {row["sample"]: float(row["value"]) for row in rows}
+    assert {"row-2", "row-3", "east-6", "west-6"} <= set(scored)
+    table = tmp_path / "table.csv"
+    with (bare / "table.csv").open(newline="", encoding="utf-8") as file:
+        told = [{**row, "image": "none" if row["id"].startswith("row") else ""} for row in csv.DictReader(file)]
+    drawn_cases.table(table, told)
+    summary = predict.predict(made.path / "adapter", bare / "images", tmp_path / "out", table=table)
+    given = {row["id"]: row for row in summary["inputs"]}
+    for name in ("row-2", "row-3", "east-6"):
+        assert given[name]["probabilities"]["spot"] == pytest.approx(scored[name], abs=1e-5)
+    assert [name for name, row in given.items() if row.get("image") == "none"] == [f"row-{at}" for at in range(4)]
+    assert given["west-6"]["probabilities"]["spot"] != pytest.approx(scored["west-6"], abs=1e-4)
+    (tmp_path / "empty").mkdir()
+    alone = predict.predict(made.path / "adapter", tmp_path / "empty", tmp_path / "alone", table=table)
+    assert [row["id"] for row in alone["inputs"]] == [f"row-{at}" for at in range(4)]
+    pytest.importorskip("onnxscript")
+    assert forms.export_adapter(made.path / "adapter", tmp_path / "onnx", "onnx")["difference"] < 1e-4
+    assert "`table`: float32 (3,), NaN" in (tmp_path / "onnx" / "README.md").read_text()
+    wanting = experiment.parse({**what, "baselines": ["image-alone"]}, "tables")
+    assert "'image-alone' has no answer for cases without an image" in str(baselines.faults(wanting))
+
+
+@pytest.mark.slow
+def test_single_images_and_rows_without_one_give_one_graph(values: dict[str, Any], bare: Path, tmp_path: Path) -> None:
+    made = run.simulate({**_bare(values, bare, task={"kind": "classification"}, rounds=1)}, output=tmp_path / "run")
+    table = tmp_path / "table.csv"
+    drawn_cases.table(table, [{"id": "r", "marker": "7", "sex": "M", "image": "none"}])
+    pytest.importorskip("onnxscript")
+    forms.export_adapter(made.path / "adapter", tmp_path / "onnx", "onnx")
+    (tmp_path / "empty").mkdir()
+    chances = []
+    for name, options in (("torch", {}), ("graph", {"graph": tmp_path / "onnx"})):
+        summary = predict.predict(made.path / "adapter", tmp_path / "empty", tmp_path / name, table=table, **options)
+        chances += [row["probabilities"]["spot"] for row in summary["inputs"]]
+    assert len(chances) == 2
+    assert chances[0] == pytest.approx(chances[1], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("partition", "missing", "words"),
+    [
+        ({"without_images": ["wets"]}, True, "no such hospital 'wets'; nearest: 'west'"),
+        ({"without_images": ["west"]}, False, "the recipe takes no case without an image"),
+        ({"without_images": ["west"], "without_table": ["west"]}, True, "'west' is in partition.without_table too"),
+    ],
+)
+def test_hospitals_without_images_must_fit(
+    values: dict[str, Any], bare: Path, partition: dict[str, Any], missing: bool, words: str
+) -> None:
+    what = _bare(values, bare)
+    what["recipe"] = {**what["recipe"], "inputs": {**INPUTS, "images_missing": missing}}
+    with pytest.raises(errors.ConfigError, match=words):
+        _site(what, **partition)

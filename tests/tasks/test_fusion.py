@@ -37,7 +37,7 @@ def test_a_row_is_encoded_by_public_constants_and_says_what_is_missing() -> None
     found = fusion.encoded(rows, chosen())
     assert found.tolist() == expected
     assert found.shape[1] == fusion.width(chosen())
-    absent = fusion.stacked([(), (75.0, None)], chosen())
+    absent = fusion.stacked([(), (75.0, None)], chosen(), [False, False])
     assert absent is not None
     assert fusion.encoded(absent, chosen()).tolist() == [expected[3], [1.5, 0.0, 0.0, 0.0, 1.0]]
 
@@ -76,6 +76,43 @@ def test_film_changes_nothing_at_the_start_and_images_can_be_left_out() -> None:
     for kind in fusion.TABLE.names():
         alone = fusion.argument(16, chosen(fusion=kind, images=False))["fusion"]
         assert torch.equal(alone(vectors, rows), alone(torch.randn(2, 16), rows))
+
+
+@pytest.mark.parametrize("kind", fusion.TABLE.names())
+def test_of_an_image_that_is_missing_nothing_is_seen_but_that_it_is(kind: str) -> None:
+    torch.manual_seed(0)
+    own = chosen(fusion=kind, images_missing=True)
+    made = case_heads.TABLE.get("attention-mil")(16, 3, **fusion.argument(16, own))
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    inputs = [(75.0, 1.0), (75.0, 1.0), ()]
+    bare, shown = (fusion.stacked(inputs, own, [False, missing, False]) for missing in (True, False))
+    assert bare is not None
+    assert shown is not None
+    assert bare.shape == (3, own.numbers_a_row)
+    assert fusion.encoded(bare, own).shape == (3, fusion.width(own))
+    vectors = torch.randn(3, 16, requires_grad=True)
+    other = vectors.detach() + torch.tensor([[0.0], [9.0], [0.0]])
+    cases = [case_heads.bags(given, [(0,)] * 3) for given in (vectors, other)]
+    answers = made(cases[0], bare)
+    answers.square().sum().backward()
+    assert vectors.grad is not None
+    assert vectors.grad.abs().amax(dim=1).gt(0).tolist() == [True, False, True]
+    assert torch.equal(made(cases[1], bare), answers)
+    moved = (made(cases[0], shown) - answers).abs().amax(dim=1) > 1e-4
+    assert moved.tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="images_missing is false"):
+        fusion.stacked(inputs, chosen(), [False, True, False])
+
+
+def test_a_recipe_with_a_table_has_the_hash_that_it_had_before_images_could_be_missing() -> None:
+    plain, bare = _recipe(TWO), _recipe({**TWO, "images_missing": True})
+    assert "images_missing" not in plain.model_dump(mode="json")["inputs"]
+    assert plain.hash != bare.hash
+    cut = {"class_names": ["a", "b"], "fit": "native"}
+    assert "nobody can say how large" in str(
+        adapted_model.examine(_recipe({**TWO, "images_missing": True}, data=cut))[1]
+    )
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,8 @@ def listing(splits: Mapping[str, Iterable[samples.Sample]]) -> str:
                 row.append(each.labelled)
             if each.inputs:
                 row.append({"inputs": each.inputs})
+            if each.without_image:
+                row.append("without image")
             total.update((json.dumps(row) + "\n").encode())
     return total.hexdigest()
 

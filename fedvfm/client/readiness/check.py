@@ -140,7 +140,8 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
     numbers = {one.id: number for number, one in enumerate(everything, 1)}
     chosen = survey.spaced(everything, made.limit)
     wanted = None if recipe is None or contract else recipe.data
-    found = survey.look(source, _images_of(chosen), observer, files=raw, contract=wanted)
+    images = [(number, image) for number, image in _images_of(chosen) if not image.without_image]
+    found = survey.look(source, images, observer, files=raw, contract=wanted)
     # Of a table that could not be read, which was told, nothing is known: no row is missing.
     tabled = any(sample.inputs for sample in everything)
     inputs = recipe.inputs if recipe is not None and recipe.inputs.columns and tabled else None
@@ -159,6 +160,9 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
         limited=len(chosen) < len(everything),
         inputs=inputs,
         unused_rows=0 if inputs is None else getattr(raw, "unused_rows", 0),
+        not_taken=0
+        if recipe is None or recipe.inputs.images_missing
+        else sum(sample.without_image for sample in raw.samples()),
     )
     made.told += [(one.number, one.code, one.message) for one in found.failures]
     made.findings += _noted(raw, _images_of(list(enumerate(everything, 1))))
@@ -389,7 +393,8 @@ def _usable(made: Checked) -> Mapping[str, list[samples.Sample]]:
     if made.seen is None:
         return {}
     read, lost = ({row.number for row in rows} for rows in (made.seen.found.rows, made.seen.found.failures))
-    whole = sorted(read - lost)
+    bare = {number for number, sample in enumerate(made.seen.samples, 1) if sample.without_image}
+    whole = sorted((read | bare) - lost)
     return {
         name: [made.seen.samples[number - 1] for number in whole if made.seen.split_of.get(number) == name]
         for name in splitting.SPLITS

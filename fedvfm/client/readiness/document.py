@@ -42,7 +42,8 @@ def _backbone(name: str) -> str:
 
 
 def _data(seen: dataset.Looked) -> dict[str, Any]:
-    patients, images = seen.patients(), bags.images_of(seen.samples)
+    patients = seen.patients()
+    images = [image for image in bags.images_of(seen.samples) if not image.without_image]
     return {
         "source": seen.info.name,
         "note": seen.info.note,

@@ -214,9 +214,12 @@ class Site:
         return Example(sample, NO_IMAGE, None, vectors=kept, places=places, hidden=hidden)
 
     def _hides(self, recipe: schema.Recipe, sample: samples.Sample, words: Sequence[str | int]) -> bool:
-        """Whether a training step shows a sample without its row: of its own draw, whoever is beside it."""
+        """Whether a training step shows a sample without its row: of its own draw, whoever is beside it.
+
+        Never one without an image, of which nothing would be left.
+        """
         share = recipe.inputs.dropout
-        if not (sample.inputs and share):
+        if not (sample.inputs and share) or sample.without_image:
             return False
         rng = seeding.stream(recipe.seed, "row hidden", self._word(recipe, sample), *words)
         return bool(rng.random() < share)
@@ -314,6 +317,8 @@ class Site:
 
     def _evaluated(self, model: adapted_model.AdaptedModel, sample: samples.Sample) -> transforms.Prepared:
         contract, classes = model.recipe.data, len(model.recipe.data.class_names)
+        if sample.without_image and model.recipe.inputs.images_missing:
+            return transforms.blank(contract)  # of which the fusion lets nothing through
         with self._naming(sample):
             return transforms.prepare(self.hospital.read(sample), contract, classes, multiple=model.backbone.patch)
 
@@ -455,9 +460,11 @@ def rows(shown: Sequence[samples.Sample | None], model: adapted_model.AdaptedMod
         shown: samples; None for one that is shown without its row.
         model: of the recipe.
 
-    Shapes: (B, C).
+    Shapes: (B, C), where images may be missing (B, C + 1).
     """
-    table = fusion.stacked([() if sample is None else sample.inputs for sample in shown], model.recipe.inputs)
+    imageless = [sample is not None and sample.without_image for sample in shown]
+    own = [() if sample is None else sample.inputs for sample in shown]
+    table = fusion.stacked(own, model.recipe.inputs, imageless)
     return None if table is None else table.to(model.device)
 
 

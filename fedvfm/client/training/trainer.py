@@ -274,6 +274,8 @@ def _step(
         )
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
+    if all(example.sample.without_image for example in batch):
+        _leave_unreached(optimiser)
     near.pull()
     if model.recipe.optimiser.clip_norm:
         trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
@@ -281,3 +283,11 @@ def _step(
     towards.add()
     optimiser.step()
     return value
+
+
+def _leave_unreached(optimiser: torch.optim.Optimizer) -> None:
+    """Take gradients away that are nought in all: else decay and momentum move what such a batch says nothing of."""
+    for group in optimiser.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and not bool(parameter.grad.any()):
+                parameter.grad = None

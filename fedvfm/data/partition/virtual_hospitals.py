@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,8 +65,10 @@ class Hospital:
         """Read one sample as this hospital's scanner shows it: the same bits every time.
 
         Raises:
-            DataError: naming the file and the remedy.
+            DataError: naming the file and the remedy, and for a sample without an image.
         """
+        if sample.without_image:
+            raise defect.IMAGE_NEEDED.error(f"'{sample.id}' has no image, and one is read; leave it out")
         pixels = self.source.read(sample)
         if self.appearance is None:
             return pixels
@@ -271,11 +273,72 @@ def without_table(
 
 
 def _tableless(hospital: Hospital) -> Hospital:
-    train, val, test = (
-        tuple(dataclasses.replace(sample, inputs=()) for sample in part)
-        for part in (hospital.train, hospital.val, hospital.test)
-    )
-    return dataclasses.replace(hospital, train=train, val=val, test=test)
+    kept = {
+        split: tuple(dataclasses.replace(sample, inputs=()) for sample in part if not sample.without_image)
+        for split, part in hospital.splits.items()
+    }
+    return _rest(hospital, kept, lambda sample: sample.without_image, "without an image and, here, without a row")
+
+
+def without_images(
+    hospitals: Sequence[Hospital], partition: schema.PartitionConfig, recipe: schema.Recipe
+) -> list[Hospital]:
+    """The hospitals as ``partition.without_images`` says: they have no image, and what has no row is left out.
+
+    Raises:
+        ConfigError: listing every name that is none, and if the recipe takes no such sample.
+        PartitionError: if a hospital has nothing left to train or to test on.
+    """
+    names = [hospital.name for hospital in hospitals]
+    wrong = [
+        f"partition.without_images: no such hospital '{name}'{registry.nearest(name, names)}"
+        for name in partition.without_images
+        if name not in names
+    ]
+    wrong += [
+        f"partition.without_images: '{name}' is in partition.without_table too, and would have nothing; leave it out "
+        "of one of them"
+        for name in partition.without_images
+        if name in partition.without_table
+    ]
+    if partition.without_images and not recipe.inputs.images_missing:
+        wrong.append(
+            "partition.without_images: the recipe takes no case without an image; set recipe.inputs.images_missing = "
+            "true, or leave it out"
+        )
+    if wrong:
+        raise errors.ConfigError("partition", wrong)
+    return [_imageless(each) if each.name in partition.without_images else each for each in hospitals]
+
+
+def _imageless(hospital: Hospital) -> Hospital:
+    def hidden(sample: data.Sample) -> data.Sample:
+        images = tuple(dataclasses.replace(image, without_image=True) for image in sample.images[:1])
+        return dataclasses.replace(sample, part=None, images=images, without_image=True)
+
+    kept = {}
+    for split, part in hospital.splits.items():
+        units = dict[str, data.Sample]()  # of a volume whose slices are samples one is left: its row is said once
+        for sample in part:
+            if sample.inputs:
+                units.setdefault(sample.unit, hidden(sample))
+        kept[split] = tuple(units.values())
+    return _rest(hospital, kept, lambda sample: not sample.inputs, "without a row and, here, without an image")
+
+
+def _rest(
+    hospital: Hospital, kept: Mapping[str, tuple[data.Sample, ...]], empty: Callable[[data.Sample], bool], why: str
+) -> Hospital:
+    """The hospital with the samples that are left, and a note on how many are ``empty``.
+
+    Raises:
+        PartitionError: if a hospital has nothing left to train or to test on.
+    """
+    _check_needed(hospital.name, hospital.splits, kept)
+    gone = sum(map(empty, _all(hospital)))
+    note = (f"site '{hospital.name}': {gone} samples are left out, {why}",) if gone else ()
+    notes = (*hospital.notes, *note)
+    return dataclasses.replace(hospital, train=kept["train"], val=kept["val"], test=kept["test"], notes=notes)
 
 
 def without_channels(

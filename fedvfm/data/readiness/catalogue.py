@@ -58,7 +58,9 @@ FILES: dict[str, Entry] = {
     "mask-missing": Entry(_B, "A segmentation learns from masks.", "Add the mask, or move the image away."),
     "image-missing": Entry(_B, "A mask without its image cannot be used.", "Add the image, or move the mask away."),
     "image-needed": Entry(
-        _B, "A case has no pixels of its own; what reads it as one image is not built for cases.", "Report it."
+        _B,
+        "A case, or a sample without an image, has no pixels of its own; what reads it as one is not built for it.",
+        "Report it.",
     ),
     "case-empty": Entry(_B, "Of a case without images nothing can be said.", "Bring its images, or remove its row."),
     "case-mixed": Entry(
@@ -291,6 +293,16 @@ DATA: dict[str, Entry] = {
         "What the table says is not known of these: they are judged by their images alone.",
         "Compare the column id of table.csv with the names of images, studies or cases, and add rows where values are "
         "known.",
+    ),
+    "images-missing": Entry(
+        _W,
+        "Where a recipe takes them, these are learned from and answered by their row of the table alone.",
+        "Bring the images where there are any, and take image = none out of those rows.",
+    ),
+    "images-not-taken": Entry(
+        _N,
+        "The recipe takes no case without an image, so these are left out of training and test.",
+        "Nothing, or ask for a recipe with recipe.inputs.images_missing = true.",
     ),
     "rows-unused": Entry(
         _N,

@@ -26,6 +26,7 @@ class Looked:
         limited: whether only some samples were looked at.
         inputs: columns of the table that the recipe takes beside the images, where this site has them.
         unused_rows: how many rows of such a table are of nothing that is here.
+        not_taken: how many samples have no image, where the recipe takes none of these.
     """
 
     info: data.SourceInfo
@@ -39,6 +40,7 @@ class Looked:
     limited: bool = False
     inputs: inputs.InputsConfig | None = None
     unused_rows: int = 0
+    not_taken: int = 0
     split_of: Mapping[int, str] = field(init=False)
 
     def __post_init__(self) -> None:

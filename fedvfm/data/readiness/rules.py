@@ -176,14 +176,15 @@ def _cases(seen: dataset.Looked) -> Findings:
     """Whether cases have several images, and whether their number or size tells the label by itself."""
     if not any(case.images for case in seen.samples):
         return []
-    if all(len(case.images) == 1 for case in seen.samples):
-        problem = f"each of {finding.number(len(seen.samples), 'case')} is of one image"
-        return [finding.make("cases-of-one", problem, len(seen.samples))]
+    shown = {number: case for number, case in enumerate(seen.samples, 1) if not case.without_image}
+    if shown and all(len(case.images) == 1 for case in shown.values()):
+        problem = f"each of {finding.number(len(shown), 'case')} is of one image"
+        return [finding.make("cases-of-one", problem, len(shown))]
     areas: dict[int, list[int]] = {}
     for row in seen.found.rows:
         areas.setdefault(row.number, []).append(row.size[0] * row.size[1])
     facts: dict[str, dict[int, float]] = {
-        "number of images": {number: len(case.images) for number, case in enumerate(seen.samples, 1)},
+        "number of images": {number: len(case.images) for number, case in shown.items()},
         "size of images": {number: sum(own) / len(own) for number, own in areas.items()},
     }
     telling = []
@@ -214,10 +215,17 @@ def _values(seen: dataset.Looked) -> Findings:
 
 
 def _inputs(seen: dataset.Looked) -> Findings:
-    """The table beside the images: missing rows and values, constant columns, and columns that are the answer."""
-    if seen.inputs is None:
-        return []
+    """The table beside the images: missing rows, values and images, constant columns, and what is the answer itself."""
     findings = []
+    if seen.not_taken:
+        problem = f"{finding.number(seen.not_taken, 'case')} without an image left out"
+        findings.append(finding.make("images-not-taken", problem, seen.not_taken))
+    bare = [number for number, sample in enumerate(seen.samples, 1) if sample.without_image]
+    if bare:
+        problem = f"{len(bare):,} of {finding.number(len(seen.samples), 'sample')} without an image"
+        findings.append(finding.make("images-missing", problem, len(bare), bare))
+    if seen.inputs is None:
+        return findings
     without = [number for number, sample in enumerate(seen.samples, 1) if not sample.inputs]
     if without:
         problem = f"{len(without):,} of {finding.number(len(seen.samples), 'sample')} without a row of the table"
@@ -234,15 +242,18 @@ def _inputs(seen: dataset.Looked) -> Findings:
     if constant:
         problem = f"no two values differ in {', '.join(constant)}"
         findings.append(finding.make("input-constant", problem, len(constant)))
-    for name, values in known.items():
-        # The head sees whether a value is missing: a measurement of the sick alone is the answer too.
-        absent = {number: float(number not in values) for number in range(1, len(seen.samples) + 1)}
-        whether = f"whether {name} is missing tells"
-        for what, column, numbers in ((f"column {name} tells", name, values), (whether, "", absent)):
-            area, answer = max(_leaks(seen, column, numbers), default=(0.0, ""))
-            if area >= LEAKS:
-                problem = f"{what} {answer} by itself (AUROC {area:.3f})"
-                findings.append(finding.make("input-tells-label", problem))
+    every = range(1, len(seen.samples) + 1)
+    telling = list[tuple[str, str, Mapping[int, float]]]()
+    # The head sees whether a value is missing: a measurement of the sick alone is the answer too. So is an image.
+    gone = {name: set(every) - values.keys() for name, values in known.items()} | {"the image": set(bare)}
+    for name, numbers in gone.items():
+        telling += [(f"column {name} tells", name, known[name])] if name in known else []
+        telling.append((f"whether {name} is missing tells", "", {at: float(at in numbers) for at in every}))
+    for what, column, values in telling:
+        area, answer = max(_leaks(seen, column, values), default=(0.0, ""))
+        if area >= LEAKS:
+            problem = f"{what} {answer} by itself (AUROC {area:.3f})"
+            findings.append(finding.make("input-tells-label", problem))
     return findings
 
 

@@ -69,6 +69,8 @@ def look(folder: Path, case: layouts.Case, series: str = "") -> Seen:
     Raises:
         DataError: if one is unreadable, or they differ in size or place.
     """
+    if not case.images:
+        return Seen((0, 0))
     if case.mpp is not None:
         slide = slide_cases.look(case.images[0], case.mpp)
         return Seen((slide.levels[0][1], slide.levels[0][0]), alone=False, slide=slide)
@@ -245,6 +247,8 @@ def faults_under(
         contract: the recipe's.
         chosen: the channel numbers to take; empty for all.
     """
+    if not case.images:
+        return []
     where = layouts.relative(case.images[:1], folder)
     if seen.slide is not None or contract.slides is not None:
         return slide_cases.faults_under(seen.slide, where, contract)

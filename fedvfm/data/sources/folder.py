@@ -101,7 +101,8 @@ class Folder:
     patient[, split][, site]``; ``id`` is the file's or folder's name without ending (``CLASS/NAME`` in ``classes``,
     ``CASE`` in ``nnunet``, the folder in ``cases``). A column ``case`` says which images are one case where a task is
     of cases (``case-classification``); else it is a volume with its slices, or a study or folder with its images.
-    Images of a case stand in the order of their names, numbers in them by value.
+    Images of a case stand in the order of their names, numbers in them by value. Where labels stand in a table, a row
+    with ``none`` in a column ``image`` is a case without an image; without it a row that names no image is a fault.
 
     Masks that say what their numbers are (DICOM-SEG, RT structure sets, 3D Slicer's NRRD, dcmqi's JSON, BIDS tables)
     are read by code and name (:mod:`fedvfm.data.structures`).
@@ -383,9 +384,9 @@ class Folder:
         """The (first) image file of a sample, for those who may see it; of a DICOM study its folder.
 
         Raises:
-            DataError: if the sample is not of this source.
+            DataError: if the sample is not of this source, or has no image.
         """
-        return nifti.file_of(self._place(sample).case.images[0])
+        return nifti.file_of(self._imaged(sample).case.images[0])
 
     def notes_of(self, sample: data.Sample) -> tuple[str, ...]:
         """What is to be said of a sample's volume, one sentence each, without text of its file.
@@ -402,6 +403,15 @@ class Folder:
         if sample.id not in self._places:
             raise defect.NOT_FOUND.error(f"{self._folder}: no sample '{sample.id}'; it is of another source")
         return self._places[sample.id]
+
+    def _imaged(self, sample: data.Sample) -> Place:
+        place = self._place(sample)
+        if not place.case.images:
+            raise defect.IMAGE_NEEDED.error(
+                f"{self._folder}: '{sample.id}' has no image (image = {layouts.NO_IMAGE} in its table), and one is "
+                "read; take its row out"
+            )
+        return place
 
     def stable(self, sample: data.Sample) -> tuple[str, str | None]:
         """A sample and its patient by names that stay when files are added, which numbers do not.
@@ -424,7 +434,7 @@ class Folder:
             DataError: naming the file, for pixels that cannot be read and mask values outside the classes.
         """
         decoder.limit(self._limits)
-        place = self._place(sample)
+        place = self._imaged(sample)
         try:
             return self._read(place)
         except errors.DataError as error:
@@ -611,7 +621,8 @@ def _places(
         if case.name not in seen:
             continue  # a fault that was told and not raised
         row, what, stated = rows[case.name], seen[case.name], given[case.name]
-        name = case.name if by_name else f"image-{number:0{width}d}"
+        kind = "image" if case.images else "row"
+        name = case.name if by_name else f"{kind}-{number:0{width}d}"
         # Slices of one volume are near duplicates, so they stay together even without a table.
         patient = name if not what.alone else None
         if stated:
@@ -621,7 +632,7 @@ def _places(
         if belongs and not by_name:
             belongs = f"case-{numbers[belongs]:0{width}d}"
         split = row.get("split") or case.split
-        one = data.Sample(name, case.label, site, patient, split, case=belongs)
+        one = data.Sample(name, case.label, site, patient, split, case=belongs, without_image=not case.images)
         if what.slide is not None:
             places += _tiles(one, case, what, view)
             continue

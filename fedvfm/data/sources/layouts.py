@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ DEFAULT_NAMES = ("background", "foreground")
 IGNORED = (".csv", ".db", ".ini", ".json", ".md", ".txt", ".xml")
 NO_LABEL = frozenset({"", "nan", "<na>", "n/a", "#n/a"})
 """What programs write into a table where there is nothing."""
+NO_IMAGE = "none"
+"""In a column ``image`` of a table of labels or patients: this case has no image."""
 NUMBER = re.compile(r"[+-]?\d{1,15}(?:\.\d*)?", re.ASCII)
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = (
@@ -75,7 +77,8 @@ class Case:
 
     Attributes:
         name: as a table of patients calls it.
-        images: one file a channel, or one file with all; a folder holds a DICOM series.
+        images: one file a channel, or one file with all; a folder holds a DICOM series. Empty where a table declares
+            that there is none.
         mask: the mask's file, in segmentation; a folder holds DICOM-SEG objects.
         label: the class, in classification.
         patient: where the layout says so; a table speaks first.
@@ -348,18 +351,45 @@ def table(folder: Path, options: Options) -> Layout:
     """
     layout = Layout("table", options.class_names)
     where = folder_of(folder, IMAGE_FOLDERS, layout.faults)
-    rows = labelled(folder)
-    if where is None or rows is None:
-        missing = "images/: no such folder" if where is None else "no table with the columns id and label"
-        layout.faults.append((defect.OPTIONS if where is None else defect.TABLE).fault(f"{missing}; {REMEDY}"))
+    rows, bare = labelled(folder), imageless(folder)
+    lost_all = where is None and not (rows and set(rows[1]) <= bare)
+    if lost_all or rows is None:
+        missing = "images/: no such folder" if lost_all else "no table with the columns id and label"
+        layout.faults.append((defect.OPTIONS if lost_all else defect.TABLE).fault(f"{missing}; {REMEDY}"))
         return layout
     name, labels = rows
-    images = images_in(where, layout.faults)
-    layout.faults += table_faults(folder, name, labels, images)
-    layout.names = list(images)
-    layout.left += beside(folder, [where])
-    classify(layout, name, labels, dict(sorted(images.items())))
+    images = {} if where is None else images_in(where, layout.faults)
+    every = with_imageless(layout, name, labels, images, bare)
+    layout.faults += table_faults(folder, name, labels, every)
+    layout.names = list(every)
+    layout.left += beside(folder, [] if where is None else [where])
+    classify(layout, name, labels, dict(sorted(every.items())))
     return layout
+
+
+def imageless(folder: Path) -> frozenset[str]:
+    """Ids of the rows that declare themselves to be without an image, with ``none`` in a column ``image``.
+
+    Raises:
+        DataError: if a table cannot be read.
+    """
+    tables = [folder / name for name in patients.STUDY_TABLES if (folder / name).is_file()]
+    rows = (row for path in tables for row in index.read_csv(path, ("id",)))
+    return frozenset(row["id"] for row in rows if row.get("image", "").strip().casefold() == NO_IMAGE)
+
+
+def with_imageless(
+    layout: Layout, name: str, labels: Mapping[str, str | None], images: Mapping[str, Path], bare: frozenset[str]
+) -> dict[str, Path | None]:
+    """The images by name, and None for rows of a table of labels that are declared to be without one."""
+    layout.faults += [
+        defect.TABLE.fault(
+            f"{name}: id '{key}' has image = {NO_IMAGE}, and there is an image of that name; correct the row, or take "
+            "the image away"
+        )
+        for key in sorted(bare & images.keys())
+    ]
+    return {**images, **{key: None for key in labels if key in bare and key not in images}}
 
 
 def cases(folder: Path, options: Options) -> Layout:
@@ -377,12 +407,16 @@ def cases(folder: Path, options: Options) -> Layout:
         return layout
     name, labels = rows
     folders = {path.name: path for path in folders_in(where)}
-    layout.faults += table_faults(folder, name, labels, folders) + lost(where, "cases/")
+    every = with_imageless(layout, name, labels, folders, imageless(folder))
+    layout.faults += table_faults(folder, name, labels, every) + lost(where, "cases/")
     layout.left += [*beside(folder, [where]), *beside(where, list(folders.values()), "cases/")]
-    layout.names = list(folders)
-    classify(layout, name, labels, folders)
+    layout.names = list(every)
+    classify(layout, name, labels, every)
     whole, layout.cases = layout.cases, []
     for case in whole:
+        if not case.images:
+            layout.cases.append(case)
+            continue
         layout.cases += images_of_case(layout, folders[case.name], case.label, "remove it and its row")
     return layout
 
@@ -414,7 +448,7 @@ def images_of_case(layout: Layout, folder: Path, label: int | None, otherwise: s
 
 
 def table_faults(
-    folder: Path, name: str, labels: Mapping[str, str | None], images: Mapping[str, Path]
+    folder: Path, name: str, labels: Mapping[str, str | None], images: Collection[str]
 ) -> list[errors.Fault]:
     """Rows without an image, and another table that gives an image another class."""
     faults = [
@@ -440,14 +474,14 @@ def _spoken(label: str) -> str:
     return f"{float(seen):g}" if NUMBER.fullmatch(seen) else seen
 
 
-def classify(layout: Layout, table: str, labels: Mapping[str, str | None], images: Mapping[str, Path]) -> None:
+def classify(layout: Layout, table: str, labels: Mapping[str, str | None], images: Mapping[str, Path | None]) -> None:
     """Images as cases of the classes that a table gives them; without class names those of the table are taken.
 
     Where the table has no labels, which are None then, its other columns say what a case is, and there are no classes.
     """
     if all(label is None for label in labels.values()):
         layout.class_names = ()
-        layout.cases = [Case(name, (path,), None) for name, path in images.items()]
+        layout.cases = [Case(name, () if path is None else (path,)) for name, path in images.items()]
         return  # rows that are missing are told where patients are read
     said = {label for label in labels.values() if label is not None and label.casefold() not in NO_LABEL}
     layout.class_names = layout.class_names or tuple(sorted(said))
@@ -475,7 +509,7 @@ def classify(layout: Layout, table: str, labels: Mapping[str, str | None], image
         if label is None:
             layout.faults.append(defect.TABLE.fault(f"{table}: no row for image '{name}'; add one"))
         elif label in known:
-            layout.cases.append(Case(name, (path,), None, known.index(label)))
+            layout.cases.append(Case(name, () if path is None else (path,), None, known.index(label)))
         else:
             text = f"{table}: id '{name}': label '{label}' stands for no class; classes: {', '.join(known)}"
             layout.faults.append(defect.CLASS_UNKNOWN.fault(text + registry.nearest(label, known)))

@@ -78,6 +78,9 @@ def kind_of(folder: Path, *, named: bool = False) -> str:
         return "slides"
     if images or masks or layouts.hospitals_in(folder):
         return "pairs"
+    rows = layouts.labelled(folder)
+    if rows is not None and set(rows[1]) <= layouts.imageless(folder):
+        return "table"
     lists = [path.name for path in sorted(folder.glob("*.json")) if _has_training(path)]
     if lists:
         raise defect.OPTIONS.error(

@@ -59,11 +59,12 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
             )
         else:
             files[stem(path)] = path
-    layout.faults += layouts.table_faults(folder, name, labels, files)
-    layout.names = list(files)
+    every = layouts.with_imageless(layout, name, labels, files, layouts.imageless(folder))
+    layout.faults += layouts.table_faults(folder, name, labels, every)
+    layout.names = list(every)
     layout.left += layouts.beside(folder, [where])
-    layouts.classify(layout, name, labels, files)
-    layout.cases = [dataclasses.replace(case, mpp=options.mpp) for case in layout.cases]
+    layouts.classify(layout, name, labels, every)
+    layout.cases = [dataclasses.replace(each, mpp=options.mpp) if each.images else each for each in layout.cases]
     return layout
 
 

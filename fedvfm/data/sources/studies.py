@@ -38,7 +38,9 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
     table = None if (folder / "masks").is_dir() else layouts.labelled(folder)
     if table is not None:
         layout.class_names, layout.mask_values = options.class_names, ()
-        layouts.classify(layout, *table, found)
+        every = layouts.with_imageless(layout, *table, found, layouts.imageless(folder))
+        layout.names = list(every)
+        layouts.classify(layout, *table, every)
     elif (folder / "masks").is_dir():
         _with_masks(layout, found, folder / "masks")
     else:

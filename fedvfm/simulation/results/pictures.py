@@ -92,7 +92,7 @@ def examples(
     model.eval()
     for site in chosen:
         use(site)
-        tested = site.split("test")
+        tested = [sample for sample in site.split("test") if not sample.without_image]
         drawn = rng.choice(len(tested), size=min(number, len(tested)), replace=False)
         shown += [_picture(model, site, tested[at]) for at in sorted(drawn)]
         shown += [
