@@ -31,7 +31,7 @@ def encoded(rows: Tensor, chosen: inputs.InputsConfig) -> Tensor:
     Shapes: rows (B, C) in the columns' own units, words by their number, NaN where missing; where images may be missing
         (B, C + 1), the last 1 for a sample without one, else 0 -> (B, :func:`width`).
     """
-    rows, imageless = rows.float().split([len(chosen.columns), int(chosen.images_missing)], dim=1)
+    rows, imageless = rows.float().tensor_split([len(chosen.columns)], dim=1)
     missing = torch.isnan(rows)
     count = len(chosen.numbers)
     numbers = (rows[:, :count] - rows.new_tensor(chosen.centres)) / rows.new_tensor(chosen.scales)
