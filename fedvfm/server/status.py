@@ -13,6 +13,7 @@ from typing import Any
 
 from fedvfm import errors
 from fedvfm.audit import follower, today
+from fedvfm.config import schema
 from fedvfm.privacy import statements
 from fedvfm.report import quantity, spans, terminal
 from fedvfm.runtime import processes
@@ -20,7 +21,7 @@ from fedvfm.server import site_words, state_folder, surveys
 from fedvfm.server.coordinator import orders as steering
 from fedvfm.server.coordinator import status_file
 from fedvfm.server.network import refused_requests
-from fedvfm.server.rounds import result
+from fedvfm.server.rounds import buffer, result
 from fedvfm.storage import hash_chain
 from fedvfm.trust import roster, signed_documents
 
@@ -86,6 +87,8 @@ class Watcher:
         phase = "finished" if done else stands.get("phase", "stopped")
         rounds = where.lock().recipe.rounds
         sites = self._sites(where, stands, done, phase)
+        if not done:
+            add_out(sites, where.lock().recipe, journal, int(stands.get("round", 0)))
         arm = where.run_path(recipe)
         return {
             "federation": where.about.federation,
@@ -141,9 +144,34 @@ class Watcher:
                 "remedy": site_words.remedy(state, name, where.about.recipe),
                 "heard": self._heard.get(name),
                 "answered_round": answered.get(name, 0),
+                "out": None,
                 "acceptance": done.get("acceptance", {}).get(name, ""),
             }
         return rows
+
+
+def add_out(
+    sites: Mapping[str, dict[str, Any]], recipe: schema.Recipe, journal: Sequence[Mapping[str, Any]], number: int
+) -> None:
+    """Of asynchronous rounds say which sites still train an earlier one, and for how many rounds that counts.
+
+    Args:
+        sites: rows by name; ``out`` is then {"since": a round, "stale_in": rounds}.
+        recipe: the present one.
+        journal: the rounds that are done.
+        number: the round in hand; 0 where none is.
+    """
+    if recipe.asynchronous is None or not journal:
+        return
+    number = max(number, int(journal[-1]["round"]) + 1)
+    for name, entry in journal[-1].get(buffer.OUT, {}).items():
+        since = int(entry["round"])
+        if name not in sites or sites[name]["answered_round"] >= since:
+            continue
+        left = max(0, since + recipe.asynchronous.staleness_limit + 1 - number)
+        sites[name]["out"] = {"since": since, "stale_in": left}
+        stale = f"stale in {quantity.of(left, 'round')}" if left else "stale"
+        sites[name]["says"] += f"; out since round {since}, {stale}"
 
 
 def forecast(journal: Sequence[Mapping[str, Any]], rounds: int, *, running: bool) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from fedvfm.aggregators import table as rules
 from fedvfm.config import asynchronous, schema
 from fedvfm.flower import internals
 from fedvfm.protocol import protocol
+from fedvfm.server import status
 from fedvfm.server.rounds import buffer
 from fedvfm.state import checkpoint, state
 from fedvfm.storage import hash_chain
@@ -264,28 +265,70 @@ def test_killed_while_a_site_trains_it_is_asked_for_the_same_round_again(tmp_pat
     assert [line["staleness"] for line in lines] == [{}, {}, {"west": 2}, {}]
 
 
-def test_a_site_that_is_away_for_long_is_asked_for_the_same_round_when_it_is_back(tmp_path: Path) -> None:
-    class Away(SlowWest):
-        words = 2
+class Away(SlowWest):
+    """In place of west's first answers to training comes that it is away."""
 
-        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-            keys = [key for key in message_ids if key.endswith(self.west) and self.words]
-            asked = {key: self._waiting.pop(key) for key in keys if self._waiting[key].metadata.message_type == "train"}
-            self.words -= len(asked)
-            words = [protocol.in_place_of_answer("away", message) for message in asked.values()]
-            for word, key in zip(words, asked, strict=True):
-                internals.set_reply_to(word, key)
-            return [*words, *super().pull_messages([key for key in message_ids if key not in asked])]
+    words = 2
 
+    def __init__(self, members: list[numpy_sites.NumpySite]) -> None:
+        super().__init__(members)
+        self.held, self.number, self.said = False, 0, list[int]()
+
+    def note(self, event: str, fields: Mapping[str, Any]) -> None:
+        if event == "round":
+            self.number = fields["round"]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        keys = [key for key in message_ids if key.endswith(self.west) and len(self.said) < self.words]
+        asked = {key: self._waiting.pop(key) for key in keys if self._waiting[key].metadata.message_type == "train"}
+        self.said += [self.number] * len(asked)
+        words = [protocol.in_place_of_answer("away", message) for message in asked.values()]
+        for word, key in zip(words, asked, strict=True):
+            internals.set_reply_to(word, key)
+        return [*words, *super().pull_messages([key for key in message_ids if key not in asked])]
+
+
+@pytest.mark.parametrize(("pause", "said"), [(0.0, [1, 2]), (60.0, [1, 5])])
+def test_a_site_that_is_away_for_long_is_asked_for_the_same_round_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: float, said: list[int]
+) -> None:
+    """After a pause, and by the last round."""
+    monkeypatch.setattr(buffer, "PAUSE_S", pause)
     members = [numpy_sites.NumpySite(site, count) for site, count in SIZES.items()]
     grid = Away(members)
-    grid.held = False
-    job = numpy_sites.make_job(tmp_path, members, recipe(4), durable=True)
-    numpy_sites.run(job, members, grid=grid)
+    job = numpy_sites.make_job(tmp_path, members, recipe(5), durable=True)
+    numpy_sites.run(job, members, grid=grid, note=grid.note)
     lines = hash_chain.read(tmp_path / "journal.jsonl")
-    assert [line["staleness"] for line in lines] == [{}, {}, {"west": 2}, {}]
+    assert grid.said == said
+    assert [line["staleness"] for line in lines] == [{}, {}, {} if pause else {"west": 2}, {}, {}]
     assert all(line["refused"] == {} for line in lines)
-    assert members[2].asked.count(("train", 1)) == 1
+    assert members[2].asked.count(("train", 1)) == (0 if pause else 1)
+
+
+def test_who_was_away_rests_while_the_others_are_enough() -> None:
+    own = buffer.Buffer(asynchronous.Asynchronous(buffer_size=2), None)
+    own.was_away("west", 100.0)
+    assert own.resting(SIZES, 2, 100.0 + buffer.PAUSE_S - 1.0) == {"west"}
+    assert own.resting(SIZES, 3, 100.0 + buffer.PAUSE_S - 1.0) == set(), "a round that needs it asks it"
+    assert own.resting(SIZES, 2, 100.0 + buffer.PAUSE_S) == set()
+
+
+def test_the_status_says_who_is_out_and_when_that_is_stale() -> None:
+    def says(chosen: schema.Recipe, number: int, **answered: int) -> dict[str, Any]:
+        rows = {site: {"answered_round": answered.get(site, 0), "out": None, "says": "takes part"} for site in SIZES}
+        line = {"round": 4, "out": {"north": {"round": 3}, "west": {"round": 2}, "gone": {"round": 1}}}
+        status.add_out(rows, chosen, [line], number)
+        assert rows["east"] == {"answered_round": 0, "out": None, "says": "takes part"}
+        return {site: (row["out"], row["says"]) for site, row in rows.items() if row["out"]}
+
+    chosen = recipe(9, staleness_limit=4)
+    assert says(chosen, 5, north=3) == {
+        "west": ({"since": 2, "stale_in": 2}, "takes part; out since round 2, stale in 2 rounds")
+    }
+    late = says(chosen, 7)
+    assert late["west"] == ({"since": 2, "stale_in": 0}, "takes part; out since round 2, stale")
+    assert late["north"][1].endswith("stale in 1 round")
+    assert says(recipe(9, None), 5) == {}
 
 
 def test_a_quorum_that_is_missed_names_who_is_away(tmp_path: Path) -> None:

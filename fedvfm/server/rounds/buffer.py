@@ -37,6 +37,8 @@ from fedvfm.state import state
 OUT, STALENESS, CLOCK = "out", "staleness", "clock"
 """Keys of a journal's line: who is still training, and since which round; how late an update came; counted time."""
 TOO_STALE = "too-stale"
+PAUSE_S = 60.0
+"""A site in place of whose answer came that it is away is asked again no sooner, while a round has enough others."""
 Bases = Callable[[int], state.AdapterState]
 """The adapter that a round began with."""
 
@@ -80,6 +82,7 @@ class Buffer:
             if int(row["round"]) >= first_round  # of the recipe that this one goes on from nothing is waited for
         }
         self.messages = messaging.Standing()
+        self._asked_again: dict[str, float] = {}
         self._adapters: dict[int, state.AdapterState] = {}
 
     def give_up(self, number: int) -> dict[str, dict[str, str]]:
@@ -104,6 +107,15 @@ class Buffer:
         """These answered, or are waited for no longer."""
         for site in sites:
             self.out.pop(site, None)
+
+    def was_away(self, site: str, now: float) -> None:
+        """Its answer was that it is away; ``now`` by any clock that goes on."""
+        self._asked_again[site] = now + PAUSE_S
+
+    def resting(self, sites: Collection[str], least: int, now: float) -> set[str]:
+        """Of sites that a round waits for those that are not asked yet; none where it would have under ``least``."""
+        rest = {site for site in sites if now < self._asked_again.get(site, -math.inf)}
+        return rest if len(sites) - len(rest) >= least else set()
 
     def _time(self, site: str) -> float:
         return 0.0 if self._times is None else float(self._times.get(site, 1.0))

@@ -557,7 +557,9 @@ class Federation:
         if grace and len(taken) >= enough:
             limit.seconds = min(limit.seconds, grace)
         ended = own is not None and len(taken) >= enough  # an earlier process took all, and was ended before the round
-        asked = [] if ended else [member for member in members if member.name not in taken]
+        if own is not None and self._waits and number < self.job.rounds:  # the last round asks whom it can
+            away |= own.resting([member.name for member in members], self._least(own), time.monotonic()) - taken
+        asked = [] if ended else [member for member in members if member.name not in taken | away]
         for node, message in self._ask(
             asked,
             protocol.TRAIN,
@@ -576,6 +578,7 @@ class Federation:
                 continue  # a second answer of a site counts no more than the first
             if own is not None and message.has_error() and protocol.error_word(message) == AWAY:
                 away.add(member.name)  # it may have trained: when it is there again it is asked for the same round
+                own.was_away(member.name, time.monotonic())
                 continue
             if internals.origin(message):
                 self._same_as[member.name] = internals.origin(message)
