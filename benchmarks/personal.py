@@ -44,6 +44,8 @@ def train(name: str, seed: int, folder: Path, kind: str) -> None:
         return
     what, sets = SETS[name]
     own = [] if kind == groups.NONE else [f'recipe.personal.kind="{kind}"']
+    if kind == groups.DUAL:
+        own.append(f"recipe.adapter.options={{personal={experiment.load(what, sets).recipe.adapter.rank}}}")
     run.simulate(experiment.load(what, [*sets, *own, f"recipe.seed={seed}"]), output=folder)
 
 

@@ -26,6 +26,7 @@ class Pair(nn.Module):
         self.B = nn.Parameter(base.weight.new_zeros(rows.stop - rows.start, rank))
         self.core: nn.Module = nn.Identity()
         self.residual: Residual | None = None
+        self.own: Residual | None = None
         self.lora_dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     @property
@@ -35,12 +36,17 @@ class Pair(nn.Module):
 
     def forward(self, entering: Tensor) -> Tensor:
         """See the class."""
-        down = self.core(nn.functional.linear(self.lora_dropout(entering), self.A))
-        return added(nn.functional.linear(down, self.B), self.residual, entering) * self.scale
+        dropped = self.lora_dropout(entering)
+        down = self.core(nn.functional.linear(dropped, self.A))
+        change = added(nn.functional.linear(down, self.B), self.residual, entering)
+        return added(change, self.own, dropped) * self.scale
 
 
 class Residual(nn.Module):
-    """A second pair beside a pair, which no site trains (see :mod:`fedvfm.aggregators.residual`). It begins as zeros.
+    """A second pair beside a pair. It begins as zeros.
+
+    A residual is one that no site trains (see :mod:`fedvfm.aggregators.residual`); another is each site's own (see
+    :mod:`fedvfm.state.groups`, ``dual``).
 
     Shapes: A (k, d_in), B (d_out, k); (..., d_in) -> (..., d_out).
     """
@@ -56,18 +62,19 @@ class Residual(nn.Module):
 
 
 def added(change: Tensor, residual: Residual | None, entering: Tensor) -> Tensor:
-    """What a pair changes, and what its residual does, where it has one."""
+    """What a pair changes, and what a second one does, where it has one."""
     return change if residual is None else change + residual(entering)
 
 
-def factors(a: Tensor, b: Tensor, core: nn.Module, residual: Residual | None) -> tuple[Tensor, Tensor]:
-    """A and B of all that a pair adds: of a core B is B R, and a residual comes behind.
+def factors(a: Tensor, b: Tensor, core: nn.Module, *second: Residual | None) -> tuple[Tensor, Tensor]:
+    """A and B of all that a pair adds: of a core B is B R, and second pairs come behind.
 
     Shapes: (k, d_in) and (d_out, k).
     """
     b = b @ core.weight if isinstance(core, nn.Linear) else b
-    if residual is not None:
-        a, b = torch.cat([a, residual.A]), torch.cat([b, residual.B], dim=1)
+    for pair in second:
+        if pair is not None:
+            a, b = torch.cat([a, pair.A]), torch.cat([b, pair.B], dim=1)
     return a.detach(), b.detach()
 
 
@@ -112,7 +119,7 @@ class Fused(nn.Module):
         Shapes: n pairs of rank r -> A (n r, d_in), B (d_out, n r).
         """
         pairs = self._of()
-        parts = [factors(*pair.factors, pair.core, pair.residual) for pair in pairs]
+        parts = [factors(*pair.factors, pair.core, pair.residual, pair.own) for pair in pairs]
         rank = len(parts[0][0])
         whole = self.base.weight.new_zeros(self.base.out_features, rank * len(pairs))
         for index, (pair, (_, b)) in enumerate(zip(pairs, parts, strict=True)):
@@ -126,7 +133,7 @@ class Fused(nn.Module):
         made = made.to(self.base.weight)
         made.load_state_dict(self.base.state_dict())
         for pair in self._of():
-            a, b = factors(*pair.factors, pair.core, pair.residual)
+            a, b = factors(*pair.factors, pair.core, pair.residual, pair.own)
             made.weight[pair.start : pair.stop] += pair.scale * b @ a
         return made.requires_grad_(False)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -31,7 +32,7 @@ def peft_config(settings: schema.AdapterConfig, backbone: backbones.Backbone) ->
     Pairs on slices of a fused layer become one pair of the whole layer (see :meth:`fused.Fused.block_form`).
     """
     whole, sliced = _whole(settings, backbone), _sliced(settings, backbone)
-    rank = settings.rank + int(str(settings.options.get("residual", 0)))
+    rank = settings.rank + sum(int(str(settings.options.get(key, 0))) for key in ("residual", "personal"))
     number = len(next(iter(sliced.values()), {0: 0}))
     plain = list(whole.values()) if sliced else []
     return _config(
@@ -97,6 +98,7 @@ class Layer(nn.Module):
         self.lora_B = nn.Linear(rank, base.out_features, bias=False, **place)
         self.core: nn.Module = nn.Identity()
         self.residual: fused.Residual | None = None
+        self.own: fused.Residual | None = None
         nn.init.zeros_(self.lora_B.weight)
 
     @property
@@ -107,13 +109,15 @@ class Layer(nn.Module):
     def forward(self, entering: Tensor) -> Tensor:
         """See the class."""
         leaving: Tensor = self.base(entering)
-        change: Tensor = self.lora_B(self.core(self.lora_A(self.lora_dropout(entering))))
-        return leaving + fused.added(change, self.residual, entering) * self.scale
+        dropped = self.lora_dropout(entering)
+        change: Tensor = self.lora_B(self.core(self.lora_A(dropped)))
+        change = fused.added(fused.added(change, self.residual, entering), self.own, dropped)
+        return leaving + change * self.scale
 
     @torch.no_grad()
     def block_form(self) -> tuple[Tensor, Tensor]:
         """The change as one pair, see :func:`fused.factors`."""
-        return fused.factors(*self.factors, self.core, self.residual)
+        return fused.factors(*self.factors, self.core, self.residual, self.own)
 
     @torch.no_grad()
     def folded(self) -> nn.Linear:
@@ -135,14 +139,15 @@ def fold(model: nn.Module) -> None:
 class Lora(base.Adapter):
     """W + (alpha / rank) B A on the chosen projections.
 
-    Options: ``residual``, the rank of a second pair beside every pair, which the rules ``residual`` and ``stack`` fill.
+    Options: ``residual``, the rank of a second pair beside every pair, which the rules ``residual`` and ``stack`` fill;
+    ``personal``, the rank of a second pair that is each site's own (``recipe.personal.kind = "dual"``).
 
-    Shapes: A (rank, d_in), B (d_out, rank); of a residual (residual, d_in) and (d_out, residual).
+    Shapes: A (rank, d_in), B (d_out, rank); of a second pair of rank k (k, d_in) and (d_out, k).
     Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, eq. (3).
     """
 
-    known_options = ("residual",)
-    numbers: ClassVar[Mapping[str, tuple[float, float, float]]] = {"residual": (0, 0, 4096)}
+    known_options: ClassVar[tuple[str, ...]] = ("residual", "personal")
+    numbers: ClassVar[Mapping[str, tuple[float, float, float]]] = {"residual": (0, 0, 4096), "personal": (0, 0, 4096)}
     pairs: ClassVar[bool] = True
 
     def faults(self, settings: schema.AdapterConfig, backbone: backbones.Backbone) -> list[str]:
@@ -162,7 +167,8 @@ class Lora(base.Adapter):
         """See base."""
         specs: list[state.ArraySpec] = []
         parameters: dict[str, nn.Parameter] = {}
-        rank = int(self.number(settings, "residual"))
+        bounds: dict[str, float] = {}
+        rank, own = int(self.number(settings, "residual")), int(self.number(settings, "personal"))
         for pair, layer in self._placed(settings, backbone).items():
             for role, weight in zip("AB", layer.factors, strict=True):
                 name = f"{pair}.{role}"
@@ -175,7 +181,14 @@ class Lora(base.Adapter):
                 ):
                     specs.append(state.ArraySpec(name, tuple(weight.shape), factors.RESIDUAL))
                     parameters[name] = weight
-        return base.Injected(tuple(specs), parameters)
+            if own:
+                layer.own = fused.Residual(*layer.factors, own)
+                names = factors.own_names(pair)
+                for name, weight in zip(names, (layer.own.A, layer.own.B), strict=True):
+                    specs.append(state.ArraySpec(name, tuple(weight.shape), factors.OWN))
+                    parameters[name] = weight
+                bounds[names[0]] = 1.0 / math.sqrt(layer.own.A.shape[1])
+        return base.Injected(tuple(specs), parameters, bounds=bounds)
 
     def _placed(self, settings: schema.AdapterConfig, backbone: backbones.Backbone) -> Mapping[str, Layer | fused.Pair]:
         """Pair -> the module that holds it, put into the backbone."""

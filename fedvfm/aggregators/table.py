@@ -134,7 +134,8 @@ def faults(recipe: schema.Recipe) -> list[str]:
             'recipe.aggregation.rule = "residual" or "stack"'
         )
     kind = recipe.personal.kind
-    if kind != groups.NONE and mechanism in privacy.SHARED and mechanism != privacy.SITE_LEVEL_SHARED:
+    inside = kind not in (groups.NONE, *groups.BESIDE)  # what stays has a part in what leaves
+    if inside and mechanism in privacy.SHARED and mechanism != privacy.SITE_LEVEL_SHARED:
         found.append(
             f"recipe.personal.kind = '{kind}': under mechanism '{mechanism}' noise is added to what leaves alone. The "
             "personal arrays would stay without it, every later gradient would depend on them, and no clip bounds "
@@ -144,6 +145,11 @@ def faults(recipe: schema.Recipe) -> list[str]:
         found.append(
             f"recipe.personal.kind = '{kind}': rule '{name}' joins the products of both factors, and one of them never "
             'leaves its site; use recipe.aggregation.rule = "mean"'
+        )
+    if kind == groups.DITTO and refactors(rule):
+        found.append(
+            f"recipe.personal.kind = '{kind}': rule '{name}' makes the factors of every pair anew in each round, so "
+            'that a pull to them means nothing; use recipe.aggregation.rule = "mean"'
         )
     if robust(rule) and settings.weighting != "uniform":
         found.append(

@@ -20,7 +20,7 @@ from fedvfm.config import schema
 from fedvfm.model import adapted_model, feature_counts
 from fedvfm.protocol import codecs, envelope, protocol
 from fedvfm.report import progress
-from fedvfm.state import control_variates, state
+from fedvfm.state import control_variates, groups, state
 
 MODELS_HELD = 8
 
@@ -117,7 +117,7 @@ def _shared(
     update: state.SiteUpdate,
 ) -> state.SiteUpdate:
     """What leaves of an update; the personal arrays are proposed for this site's next round."""
-    if not model.personal:
+    if not model.personal or model.recipe.personal.kind in groups.BESIDE:
         return update
     own = {name: update.state[name] for name in sorted(model.personal)}
     site.personal.propose(task.recipe.hash, site.name, task.round, base.fingerprint, own)
@@ -187,7 +187,11 @@ def make_client_app(
             before = site.cache.counts
             with _own_end(site):
                 start = site.own(model, task.recipe.hash, task.state, task.round)
+                own = site.beside(model, task.recipe.hash, task.state, task.round)
                 update = where.train(site, task, start, until)
+                if model.recipe.personal.kind in groups.BESIDE:
+                    kept = dict(where.beside(site, task, own, until))
+                    site.personal.propose(task.recipe.hash, site.name, task.round, task.state.fingerprint, kept)
             update = _shared(model, site, task, task.state, update)
             if site.simulated and update.metrics:  # at a real site how often is nobody else's business
                 counts = feature_counts.as_metrics(site.cache.counts - before)

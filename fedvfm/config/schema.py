@@ -147,9 +147,10 @@ class AdapterConfig(Strict):
     privacy. Change: to freeze-A under differential privacy, or to halve what goes up."""
     options: dict[str, Option] = {}
     """What this kind takes besides: count and depth of prompt-tokens, basis of core (a number that chooses its fixed
-    factors), residual of lora (rank of what rules residual and stack keep beside it), width, scale and depth (true:
-    slices meet their neighbours, with data.stack = 3) of medical-sam-adapter. Change: with a kind that has options; a
-    wrong one is refused with the known."""
+    factors), residual of lora (rank of what rules residual and stack keep beside it), personal of lora (rank of each
+    site's own pair under personal.kind = "dual"), width, scale and depth (true: slices meet their neighbours, with
+    data.stack = 3) of medical-sam-adapter. Change: with a kind that has options; a wrong one is refused with the known.
+    """
 
     @property
     def scale(self) -> float:
@@ -213,10 +214,19 @@ class TaskConfig(Strict):
 class RecipePersonal(Strict):
     """Which arrays of the adapter stay at each site; see :mod:`fedvfm.state.groups`."""
 
-    kind: Literal["none", "head-local", "norm-local", "share-A", "by-part"] = "none"
+    kind: Literal["none", "head-local", "norm-local", "share-A", "by-part", "ditto", "dual"] = "none"
     """What each site keeps for itself: none, head-local (head and decoder parts), norm-local (normalisation), share-A
-    (B of the pairs) or by-part (A of the encoder's pairs). Change: where hospitals differ; docs/personal.md compares.
-    """
+    (B of the pairs), by-part (A of the encoder's pairs), ditto (a whole adapter beside the global one) or dual (a
+    second pair beside every pair). Change: where hospitals differ; docs/personal.md compares."""
+    proximal: NonNegative = _later(0.1)
+    """(strength) Of ditto: lambda, how strongly the personal adapter is pulled to the global one; 0 trains it alone.
+    Change: up where a site has few patients, down where it differs much from the others."""
+
+    @pydantic.model_validator(mode="after")
+    def _pulls(self) -> RecipePersonal:
+        if self.proximal != 0.1 and self.kind != "ditto":
+            raise ValueError(f"proximal = {self.proximal:g}: only kind = 'ditto' reads it; leave it out")
+        return self
 
 
 class Rerun(Strict):

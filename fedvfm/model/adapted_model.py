@@ -269,7 +269,10 @@ class AdaptedModel(nn.Module):
         frozen_whole: whether nothing of the backbone trains, so that of an image one vector is all that is needed.
         recipe_hash: of the recipe that the adapter was trained with: the backbone may lie elsewhere since.
         licence: of the backbone's weights, as far as anybody says it.
+        alone: names of the arrays that train, and no others; empty for those of the round.
     """
+
+    alone: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -420,6 +423,8 @@ class AdaptedModel(nn.Module):
 
     def trained(self, round_number: int) -> tuple[str, ...]:
         """Names of the arrays that train in a round."""
+        if self.alone:
+            return tuple(spec.name for spec in self.manifest if spec.name in self.alone)
         return factors.trained(self.manifest, self.recipe.adapter.factors, round_number)
 
     def leaving(self, round_number: int) -> tuple[str, ...]:
@@ -428,7 +433,7 @@ class AdaptedModel(nn.Module):
 
     @property
     def personal(self) -> frozenset[str]:
-        """Names of the arrays that stay at each site."""
+        """Names of the arrays that never leave a site."""
         return groups.personal(self.manifest, self.recipe.personal.kind)
 
     def trainable(self, round_number: int | None = None) -> dict[str, list[nn.Parameter]]:

@@ -105,6 +105,9 @@ def whole(arm: Arm) -> Arm:
     """
     plain: dict[str, Any] = {"codec": codecs.PLAIN, "secure_aggregation": None, "personal": schema.RecipePersonal()}
     plain["asynchronous"] = None
+    if arm.recipe is not None and "personal" in arm.recipe.adapter.options:
+        shared = {key: value for key, value in arm.recipe.adapter.options.items() if key != "personal"}
+        plain["adapter"] = arm.recipe.adapter.model_copy(update={"options": shared})
     if arm.recipe is None or all(getattr(arm.recipe, key) == value for key, value in plain.items()):
         return arm
     plain["privacy"] = own_noise(arm.recipe.privacy)
@@ -314,7 +317,7 @@ def faults(experiment: schema.Experiment) -> list[str]:
             "baselines: 'head-only' has nothing to train where recipe.words.mode = 'zero-shot'; use 'zero-shot', which "
             "is the same without training"
         )
-    if own != groups.NONE and "leave-one-out" in experiment.baselines:
+    if own not in (groups.NONE, *groups.BESIDE) and "leave-one-out" in experiment.baselines:
         wrong.append(
             f"baselines: 'leave-one-out' has no meaning with recipe.personal.kind = '{own}': a hospital that was in no "
             "round has no arrays of its own; leave it out"

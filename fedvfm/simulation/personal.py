@@ -31,7 +31,7 @@ from fedvfm.server.rounds import federation, handshake, journal
 from fedvfm.simulation import baselines, run_folder
 from fedvfm.simulation.engines import in_process, worker_schedule, workers
 from fedvfm.simulation.results import site_errors
-from fedvfm.state import checkpoint, groups, state
+from fedvfm.state import checkpoint, factors, groups, state
 from fedvfm.storage import hash_chain, storage
 
 GROUP = "personal"
@@ -97,8 +97,8 @@ def write_sites(
     adapter, rule = checkpoint.read(job.folder / "adapter.safetensors")[0], rules.make(recipe.aggregation)
     for site in members:
         model = built.get(site.recipe(recipe), site.device)
-        model.write(site.own(model, recipe.hash, rule.for_site(adapter, model.manifest), recipe.rounds + 1))
-        note = f"Of virtual hospital '{site.name}', with its own arrays ({recipe.personal.kind})"
+        model.write(site.beside(model, recipe.hash, rule.for_site(adapter, model.manifest), recipe.rounds + 1))
+        note = f"Of virtual hospital '{site.name}', with what it keeps for itself ({recipe.personal.kind})"
         export.save(model, place.path / "sites" / site.name, {"experiment": job.name}, note=note)
 
 
@@ -188,9 +188,11 @@ class _Phase:
         shared, own = self._adapter("federated", site), self._adapter(f"local-only/{site.name}", site)
         if shared is None:
             raise errors.CheckpointError(f"{self.place.path}: the federated adapter is missing. Restore it")
-        partial = site.own(model, recipe.hash, shared, recipe.rounds + 1)
+        partial = site.beside(model, recipe.hash, shared, recipe.rounds + 1)
         trained = tuning.train(model, site, partial, self.what.personal, recipe.rounds, on_step=on_step)
-        chosen = tuning.choose(model, site, tuning.candidates(shared, trained.adapter, own, partial))
+        beside = recipe.personal.kind in groups.BESIDE
+        offered = tuning.candidates(shared, trained.adapter, own, partial, beside=beside)
+        chosen = tuning.choose(model, site, offered)
         tests = {
             adapter.fingerprint: tuning.evaluate(model, site, adapter, "test")
             for adapter in {trained.adapter, chosen.adapter}
@@ -204,7 +206,8 @@ class _Phase:
             return None
         rule = rules.make(self.job.locked.recipe.aggregation)
         rank = site.rank or self.job.locked.recipe.adapter.rank
-        return rule.for_site(checkpoint.read(path)[0], handshake.at_rank(self.job.locked.manifest, rank))
+        adapter = factors.completed(checkpoint.read(path)[0], self.job.locked.adapter)
+        return rule.for_site(adapter, handshake.at_rank(self.job.locked.manifest, rank))
 
     def _keep(
         self,

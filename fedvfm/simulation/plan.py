@@ -151,7 +151,8 @@ def _bytes(
         validate += _evaluate(locked, bases[hospital.name], "val", ()) if hospital.val else Phase()
         test += _evaluate(locked, bases[hospital.name], "test", [sample.id for sample in hospital.test], held=every > 0)
     validated = len({*range(every, recipe.rounds + 1, every), recipe.rounds}) if every else 0
-    best = recipe.personal.kind == groups.NONE  # else of no round but the last few are all arrays kept
+    # With personal arrays in what is scored, those of no round but the last few are kept.
+    best = recipe.personal.kind in (groups.NONE, *groups.BESIDE)
     tests = 2 if validated > 1 and validate.up and best else 1
     trained = odd * ((recipe.rounds + 1) // 2) + even * (recipe.rounds // 2)
     total += trained + validate * validated + test * tests

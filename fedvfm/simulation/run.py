@@ -397,7 +397,7 @@ def _job(
         # Under a mechanism no round is chosen by what its scores say; of personal arrays the last few are kept.
         test_best=arm.test_best
         and not simulated_epsilon.is_private(locked.recipe)
-        and locked.recipe.personal.kind == groups.NONE,
+        and locked.recipe.personal.kind in (groups.NONE, *groups.BESIDE),
         simulated=True,
         primary=tasks.TABLE.get(locked.recipe.task.kind)(locked.recipe).primary,
         machine={"threads": worker_schedule.threads(what)},

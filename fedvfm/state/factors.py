@@ -20,6 +20,10 @@ from fedvfm.state import state
 
 RESIDUAL = "residual"
 """Group of the arrays that a rule of aggregation fills: a second pair beside a pair, which no site trains or sends."""
+OWN = "own"
+"""Group of the arrays of a second pair beside a pair that each site keeps for itself (``recipe.personal``: dual)."""
+STILL = (RESIDUAL, OWN)
+"""Groups of arrays that do not train with the others."""
 BOTH, FREEZE_A, ALTERNATE = "both", "freeze-A", "alternate"
 WAYS = {BOTH: "both factors", FREEZE_A: FREEZE_A, ALTERNATE: ALTERNATE}
 """Way -> what people read."""
@@ -47,12 +51,17 @@ def trained(manifest: state.Manifest, way: str, round_number: int) -> tuple[str,
         round_number: from 1.
     """
     still = idle(way, round_number)
-    return tuple(spec.name for spec in manifest if spec.group != RESIDUAL and (not still or spec.role != still))
+    return tuple(spec.name for spec in manifest if spec.group not in STILL and (not still or spec.role != still))
 
 
 def residual_names(pair: str) -> tuple[str, str]:
     """Of the residual of a pair: the array beside A, and the one beside B."""
     return f"{pair}.residual.A", f"{pair}.residual.B"
+
+
+def own_names(pair: str) -> tuple[str, str]:
+    """Of a site's own pair beside a pair: A and B."""
+    return f"{pair}.own.A", f"{pair}.own.B"
 
 
 def whole(

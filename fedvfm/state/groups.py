@@ -11,10 +11,21 @@ first adapter, so that a site which was in no round has a defined one too.
 
 What is in none of these groups is shared.
 
+Two kinds are trained *beside* the shared adapter: in every round a site first trains that one, as if there were no
+personal kind, and then its own. So what leaves does not depend on what stays, bit for bit.
+
+- ``ditto``: a whole adapter v, trained on the site's loss plus ``lambda / 2 ||v - w||^2``, w being the global adapter
+  as the round began with it. It begins as the first one that came.
+- ``dual``: a second pair beside every pair (``adapter.options.personal`` is its rank), trained on the loss of the sum
+  of both, with the global adapter of the round as it came.
+
 Source: Pillutla et al., "Federated Learning with Partial Model Personalization", ICML 2022, alg. 3 (FedSim: all arrays
     train together); Arivazhagan et al., "Federated Learning with Personalization Layers", arXiv:1912.00818, 2019
     (FedPer); Li et al., "FedBN: Federated Learning on Non-IID Features via Local Batch Normalization", ICLR 2021; Guo
-    et al., "Selective Aggregation for Low-Rank Adaptation in Federated Learning", ICLR 2025 (FedSA-LoRA).
+    et al., "Selective Aggregation for Low-Rank Adaptation in Federated Learning", ICLR 2025 (FedSA-LoRA); Li et al.,
+    "Ditto: Fair and Robust Federated Learning Through Personalization", ICML 2021, alg. 1; Yang et al.,
+    "Dual-Personalizing Adapter for Federated Foundation Models", NeurIPS 2024 (FedDPA, of which the iterative form,
+    FedDPA-T).
 """
 
 from __future__ import annotations
@@ -23,22 +34,27 @@ from fedvfm.config import schema
 from fedvfm.state import factors, state
 
 NONE, HEAD_LOCAL, NORM_LOCAL, SHARE_A, BY_PART = "none", "head-local", "norm-local", "share-A", "by-part"
+DITTO, DUAL = "ditto", "dual"
 KINDS = {
     NONE: "",
     HEAD_LOCAL: "the head and the decoder parts",
     NORM_LOCAL: "scale and shift of the normalisation layers",
     SHARE_A: "B of every pair",
     BY_PART: "A of every pair in the encoder, B of every pair in the decoder",
+    DITTO: "a whole adapter beside the global one",
+    DUAL: "a second pair beside every pair",
 }
 """Kind -> what is personal, for people."""
 SPLITS_PAIRS = (SHARE_A, BY_PART)
 """Kinds under which one factor of a pair is shared and the other one is personal."""
+BESIDE = (DITTO, DUAL)
+"""Kinds whose personal arrays train beside the shared adapter and have no part in what leaves."""
 HEAD_GROUPS = ("head", "decoder")
 """Groups of a manifest that are the head and its like; their learning rate may be another."""
 
 
 def personal(manifest: state.Manifest, kind: str) -> frozenset[str]:
-    """Names of the arrays that stay at each site.
+    """Names of the arrays that never leave a site; under ``ditto`` none: its arrays have the names of the shared ones.
 
     Args:
         manifest: every array of the adapter.
@@ -49,7 +65,7 @@ def personal(manifest: state.Manifest, kind: str) -> frozenset[str]:
     """
     if kind not in KINDS:
         raise ValueError(f"personal kind '{kind}': known: {', '.join(KINDS)}")
-    if kind == NONE:
+    if kind in (NONE, DITTO):
         return frozenset()
     if kind == NORM_LOCAL:
         return _of_norms(manifest)
@@ -59,6 +75,8 @@ def personal(manifest: state.Manifest, kind: str) -> frozenset[str]:
 def _stays(spec: state.ArraySpec, kind: str) -> bool:
     if kind == HEAD_LOCAL:
         return spec.group in HEAD_GROUPS
+    if kind == DUAL:
+        return spec.group == factors.OWN
     if kind == SHARE_A:
         return spec.role == "B"
     return spec.role == ("B" if spec.name.startswith("decoder.") else "A")
@@ -73,6 +91,17 @@ def _of_norms(manifest: state.Manifest) -> frozenset[str]:
     scales = [name for name, shape in shapes.items() if name.endswith(".weight") and len(shape) == 1]
     pairs = [(name, f"{name.removesuffix('weight')}bias") for name in scales]
     return frozenset(name for scale, bias in pairs if shapes.get(bias) == shapes[scale] for name in (scale, bias))
+
+
+def kept(manifest: state.Manifest, kind: str) -> frozenset[str]:
+    """Names of the arrays that each site keeps from round to round; :func:`joined` puts them in place.
+
+    Raises:
+        ValueError: as :func:`personal`.
+    """
+    if kind == DITTO:
+        return frozenset(spec.name for spec in manifest if spec.group not in factors.STILL)
+    return personal(manifest, kind)
 
 
 def leaving(manifest: state.Manifest, recipe: schema.Recipe, round_number: int) -> tuple[str, ...]:
@@ -101,7 +130,7 @@ def leaving_numbers(manifest: state.Manifest, recipe: schema.Recipe, round_numbe
 
 def personal_numbers(manifest: state.Manifest, recipe: schema.Recipe) -> int:
     """How many numbers stay at each site."""
-    return _numbers(manifest, personal(manifest, recipe.personal.kind))
+    return _numbers(manifest, kept(manifest, recipe.personal.kind))
 
 
 def _numbers(manifest: state.Manifest, names: tuple[str, ...] | frozenset[str]) -> int:
@@ -112,13 +141,23 @@ def _numbers(manifest: state.Manifest, names: tuple[str, ...] | frozenset[str]) 
 def faults(manifest: state.Manifest, recipe: schema.Recipe) -> list[str]:
     """Why this kind has no meaning for these arrays, one sentence a fault."""
     kind, way = recipe.personal.kind, recipe.adapter.factors
-    if kind == NONE:
-        return []
     where = f"recipe.personal.kind = '{kind}'"
+    if kind != DUAL and any(spec.group == factors.OWN for spec in manifest):
+        return [
+            f"{where}: nothing would train the second pairs of recipe.adapter.options.personal; leave them out, or use "
+            f"personal.kind = '{DUAL}'"
+        ]
+    if kind in (NONE, DITTO):
+        return []
     if kind in SPLITS_PAIRS and way != factors.BOTH:
         return [
             f"{where}: recipe.adapter.factors = '{way}' says which factor of a pair trains, and this kind which one "
             'leaves; use factors = "both"'
+        ]
+    if kind == DUAL and not personal(manifest, kind):
+        return [
+            f"{where}: the adapter has no second pairs; use adapter kind 'lora' and set "
+            "recipe.adapter.options.personal to their rank, such as recipe.adapter.rank"
         ]
     if not personal(manifest, kind):
         return [f"{where}: the adapter has no such array ({KINDS[kind]}); leave it out, or use another kind"]
@@ -141,6 +180,8 @@ def told(manifest: state.Manifest, recipe: schema.Recipe) -> str:
 def describe(recipe: schema.Recipe) -> str:
     """What is personal, for people; empty where all of the adapter is shared."""
     kind = recipe.personal.kind
+    if kind in BESIDE:
+        return f"personal ({kind}): {KINDS[kind]} stays at each site and never leaves it"
     return "" if kind == NONE else f"personal ({kind}): {KINDS[kind]} stay at each site and never leave it"
 
 
@@ -161,7 +202,7 @@ def joined(
     if not own:
         return adapter
     shapes = {spec.name: spec.shape for spec in manifest}
-    wanted = {name: shapes[name] for name in personal(manifest, kind)}
+    wanted = {name: shapes[name] for name in kept(manifest, kind)}
     if {name: array.shape for name, array in own.items()} != wanted:
         raise ValueError(f"{len(own)} arrays are kept and {len(wanted)} are personal, or their shapes differ")
     return state.AdapterState({**adapter, **own})

@@ -116,10 +116,16 @@ def test_a_kill_leaves_no_half_adapter_and_the_next_run_makes_it(
 
 
 @pytest.fixture
-def keeping(tiny: Any, tmp_path: Path) -> Hospital:
+def keeping(tiny: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Hospital:
     """A hospital of a federation whose heads stay at the sites; it trained round 1 and accepts the final adapter."""
     chosen = recipes.written(tiny.experiment)
-    kept = chosen.model_copy(update={"personal": schema.RecipePersonal(kind="head-local")})
+    kind = getattr(request, "param", "head-local")
+    options = {"personal": 2} if kind == "dual" else {}
+    changes = {
+        "personal": schema.RecipePersonal(kind=kind),
+        "adapter": chosen.adapter.model_copy(update={"options": options}),
+    }
+    kept = chosen.model_copy(update=changes)
     site = joined(tiny, locking.make(kept), tmp_path)
     site.write('accept = "always"')
     site.settings.write_text(site.settings.read_text() + "\n[personal]\nrounds = 1\n")
@@ -152,6 +158,37 @@ def test_what_stays_is_in_what_the_hospital_accepts_predicts_with_and_chooses(
     assert said.fingerprint == final.fingerprint
     assert {choice.GLOBAL, choice.PARTIAL, choice.PERSONAL} <= set(said.scores)
     private = [path for part in ("sent", "adapters", "personal") for path in (keeping.state / part).rglob("*")]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in private if path.is_file()} == {0o600}
+
+
+@pytest.mark.parametrize("keeping", groups.BESIDE, indirect=True)
+def test_what_was_trained_beside_is_kept_with_what_the_hospital_accepts_and_chosen_from(
+    keeping: Hospital,
+    cli: Any,  # noqa: F811
+) -> None:
+    reply = keeping.train()
+    assert not reply.has_error(), reply.error
+    update = protocol.decode_update(reply.content, keeping.initial).state
+    final = state.AdapterState({**keeping.initial, **update})
+    assert keeping.finish(final) == "accepted"
+
+    (accepted,) = (path for path in (keeping.state / "adapters").iterdir() if path.is_dir())
+    assert fedvfm.load_adapter(accepted).read() == final, "what was scored and accepted is the global adapter"
+    kind = keeping.lock.recipe.personal.kind
+    beside = checkpoint.read(accepted / decisions.BESIDE)[0]
+    moved = {name for name in beside if (beside[name] != final[name]).any()}
+    assert moved
+    assert moved <= groups.kept(keeping.lock.manifest, kind)
+    assert "this folder must not leave the site" in (accepted / "README.md").read_text()
+
+    shutil.rmtree(keeping.where.sent)  # what was accepted stands by itself
+    answer = cli(*arguments(keeping))
+    assert answer.code == 0, answer.err
+    (folder,) = folders(keeping)
+    said = statement.read(folder / statement.STATEMENT)
+    assert {choice.GLOBAL, choice.PARTIAL, choice.PERSONAL} <= set(said.scores)
+    assert fedvfm.load_adapter(folder).read().fingerprint == said.adapter
+    private = [path for part in ("adapters", "personal") for path in (keeping.state / part).rglob("*")]
     assert {stat.S_IMODE(path.stat().st_mode) for path in private if path.is_file()} == {0o600}
 
 

@@ -60,6 +60,7 @@ def moved(backbone: Path | str, kind: str, task: str = "segmentation", **adapter
         "backbone": {"name": str(backbone), "options": {"channels": [4, 8]} if backbone == "unet" else {}},
         "adapter": {"kind": kind, "rank": 2, "alpha": 6.0, **adapter},
         "task": {"kind": task},
+        "personal": {"kind": "dual" if "personal" in adapter.get("options", {}) else "none"},
         "data": {"class_names": ["rest", "cell"], "input_size": [56, 56]},
     }
     model = adapted_model.AdaptedModel(schema.parse(schema.Recipe, values, "recipe"))
@@ -158,13 +159,16 @@ def test_merged_equals_unmerged(folders: dict[str, Path], name: str, kind: str) 
     )
 
 
-def test_a_residual_is_exported_and_merged_with_its_pair(tiny_dino: Path, tmp_path: Path) -> None:
-    model = moved(tiny_dino, "lora", options={"residual": 3})
-    assert {spec.shape for spec in model.manifest if spec.group == "residual"} == {(3, 32), (32, 3)}
-    assert not [name for name in model.trained(1) if "residual" in name]
+@pytest.mark.parametrize(("option", "group"), [("residual", "residual"), ("personal", "own")])
+def test_a_second_pair_is_exported_and_merged_with_its_pair(
+    tiny_dino: Path, tmp_path: Path, option: str, group: str
+) -> None:
+    model = moved(tiny_dino, "lora", options={option: 3})
+    assert {spec.shape for spec in model.manifest if spec.group == group} == {(3, 32), (32, 3)}
+    assert not [name for name in model.trained(1) if f".{group}." in name]
     export.save(model, tmp_path / "adapter", MADE)
     tuned = peft.PeftModel.from_pretrained(STOCK["dinov2"][0].from_pretrained(tiny_dino), tmp_path / "adapter")
-    bare = {name: a * np.float32(".residual." not in name) for name, a in model.read().items()}
+    bare = {name: a * np.float32(f".{group}." not in name) for name, a in model.read().items()}
     for loaded in (stock_grid(tuned), stock_grid(export.merge(model))):
         torch.testing.assert_close(loaded, last_grid(model), rtol=1e-5, atol=1e-5)
     before = last_grid(model)

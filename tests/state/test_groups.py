@@ -31,7 +31,10 @@ PERSONAL = {
     "norm-local": {"head.0.1.weight", "head.0.1.bias"},
     "share-A": {"block.00.q.B", "decoder.q.B"},
     "by-part": {"block.00.q.A", "decoder.q.B"},
+    "ditto": set(),
+    "dual": {"block.00.q.own.A", "block.00.q.own.B"},
 }
+OWN = [state.ArraySpec(name, (2, 2), "own") for name in sorted(PERSONAL["dual"])]
 
 
 def recipe(kind: str = "none", factors: str = "both", **more: object) -> schema.Recipe:
@@ -47,10 +50,31 @@ def recipe(kind: str = "none", factors: str = "both", **more: object) -> schema.
 
 @pytest.mark.parametrize("kind", groups.KINDS)
 def test_what_stays_and_what_leaves(kind: str) -> None:
-    assert groups.personal(ROWS, kind) == PERSONAL[kind]
+    rows = state.Manifest.of([*ROWS, *OWN]) if kind == "dual" else ROWS
+    assert groups.personal(rows, kind) == PERSONAL[kind]
     for number in (1, 2):
-        assert groups.leaving(ROWS, recipe(kind), number) == tuple(sorted(NAMES - PERSONAL[kind]))
-    assert groups.faults(ROWS, recipe(kind)) == []
+        assert groups.leaving(rows, recipe(kind), number) == tuple(sorted(NAMES - PERSONAL[kind]))
+    assert groups.kept(rows, kind) == (NAMES if kind == "ditto" else PERSONAL[kind])
+    assert groups.faults(rows, recipe(kind)) == []
+
+
+def test_second_pairs_and_their_kind_need_each_other() -> None:
+    (fault,) = groups.faults(ROWS, recipe("dual"))
+    assert "no second pairs; use adapter kind 'lora' and set recipe.adapter.options.personal" in fault
+    for kind in ("none", "ditto", "share-A"):
+        (fault,) = groups.faults(state.Manifest.of([*ROWS, *OWN]), recipe(kind))
+        assert "nothing would train the second pairs" in fault
+
+
+def test_only_ditto_has_a_pull_and_it_needs_factors_that_stay_comparable() -> None:
+    with pytest.raises(errors.ConfigError, match="proximal = 1: only kind = 'ditto' reads it"):
+        recipe(personal={"kind": "dual", "proximal": 1.0})
+    assert recipe(personal={"kind": "ditto", "proximal": 0.1}).hash == recipe("ditto").hash
+    for rule in ("svd", "fair", "stack"):
+        options = {"adapter": {"options": {"residual": 4}}} if rule == "stack" else {}
+        said = rules.faults(recipe("ditto", aggregation={"rule": rule}, **options))
+        assert any("a pull to them means nothing" in fault for fault in said) == (rule != "fair")
+        assert not any("recipe.personal" in fault for fault in rules.faults(recipe("dual", aggregation={"rule": rule})))
 
 
 def test_a_factor_that_does_not_train_does_not_leave_either() -> None:
@@ -92,14 +116,18 @@ def test_noise_on_what_leaves_alone_bounds_nothing_of_what_stays(mechanism: str,
     own = plain.privacy.model_copy(update={"mechanism": mechanism})
     said = " ".join(rules.faults(plain.model_copy(update={"privacy": own})))
     assert ("noise is added to what leaves alone" in said) == refused
+    for kind in groups.BESIDE:  # they have no part in what leaves
+        assert "personal" not in " ".join(rules.faults(recipe(kind).model_copy(update={"privacy": own})))
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
     assert set(schema.RecipePersonal.model_fields["kind"].annotation.__args__) == set(groups.KINDS)  # type: ignore[union-attr]
-    with pytest.raises(errors.ConfigError, match=r"'none', 'head-local', 'norm-local', 'share-[Aa]' or 'by-part'"):
-        recipe("ditto")
-    with pytest.raises(ValueError, match="personal kind 'dual': known: none, head-local"):
-        groups.personal(ROWS, "dual")
+    with pytest.raises(
+        errors.ConfigError, match=r"'none', 'head-local', 'norm-local', 'share-[Aa]', 'by-part', 'ditto' or 'dual'"
+    ):
+        recipe("apfl")
+    with pytest.raises(ValueError, match="personal kind 'apfl': known: none, head-local"):
+        groups.personal(ROWS, "apfl")
 
 
 def test_recipes_from_before_keep_their_bytes() -> None:

@@ -76,7 +76,9 @@ class Finals:
         if not full:
             # The own update was in its place.
             model.write(site.own(model, task.recipe.hash, task.state, task.round + 1))
-            self._keep(model, found, task.state)
+            beside = model.recipe.personal.kind in groups.BESIDE
+            whole = site.beside(model, task.recipe.hash, task.state, task.round + 1) if beside else None
+            self._keep(model, found, task.state, whole)
         decisions.record(self.where, found)
         return word
 
@@ -119,13 +121,23 @@ class Finals:
             return self.left(recipe, digest)
         return any(one["event"] == "sent" and one.get("digest") == digest for one in self.where.audit.scan())
 
-    def _keep(self, model: adapted_model.AdaptedModel, found: decisions.Verdict, came: state.AdapterState) -> None:
+    def _keep(
+        self,
+        model: adapted_model.AdaptedModel,
+        found: decisions.Verdict,
+        came: state.AdapterState,
+        whole: state.AdapterState | None,
+    ) -> None:
         folder = decisions.place(self.where, found)
         decisions.empty(folder)
         if found.verdict != decisions.DECLINED:
             made = {"experiment": self.where.about.federation}
             note = f"Final adapter of federation '{self.where.about.federation}', {found.words}"
-            if model.personal:
+            if whole is not None:
+                note += f". What this site trained beside it ({model.recipe.personal.kind}) is in {decisions.BESIDE}: "
+                note += "this folder must not leave the site"
+                checkpoint.write(folder / decisions.BESIDE, whole, {"recipe": found.recipe})
+            elif model.personal:
                 note += f". With this site's own arrays ({model.recipe.personal.kind}): it must not leave the site"
                 checkpoint.write(folder / decisions.GLOBAL, came, {"recipe": found.recipe})
             export.save(model, folder, made, note=note)

@@ -25,6 +25,8 @@ FOLDER = "adapters"
 VERDICT = "verdict.json"
 GLOBAL = "global.safetensors"
 """The final adapter as it came, where the one beside it holds the site's own arrays (``recipe.personal``)."""
+BESIDE = "beside.safetensors"
+"""The same with what the site trained beside it; the one of the folder is as it came then."""
 MAX_KEPT = 20
 """Adapters that are kept, and as many verdicts on declined ones; a coordinator that sends more fills no disk."""
 Word = Literal["accepted", "declined", "pending"]

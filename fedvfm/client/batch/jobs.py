@@ -24,7 +24,7 @@ from fedvfm.flower import internals
 from fedvfm.model import adapted_model
 from fedvfm.protocol import protocol
 from fedvfm.runtime import processes
-from fedvfm.state import state
+from fedvfm.state import groups, state
 from fedvfm.storage import storage
 
 LOG = logging.getLogger(__name__)
@@ -63,7 +63,12 @@ class Jobs:
         return self._model[1]
 
     def hello(self, site: sites.Site, task: protocol.Task) -> protocol.Hello:
-        """See above; the compute node says what it computes in, and must have the same model."""
+        """See above; the compute node says what it computes in, and must have the same model.
+
+        Raises:
+            JobError: also for a recipe of which a job does not train all that there is to train.
+        """
+        _require_whole(task.recipe)
         # A greeting lives for minutes: one that waits longer in the queue answers the next, while the policy lasts.
         left = site.ends[0] - time.monotonic()
         content = self._ask(protocol.HANDSHAKE, site, protocol.Task(task.recipe, task.round), left)
@@ -98,6 +103,17 @@ class Jobs:
         _require(given == wanted, "has other arrays than the model")
         _require(all(np.isfinite(array).all() for array in update.state.values()), "has a number that is not finite")
         return update
+
+    def beside(
+        self, site: sites.Site, task: protocol.Task, own: state.AdapterState, until: float
+    ) -> state.AdapterState:
+        """See above; no job does so.
+
+        Raises:
+            JobError: always.
+        """
+        _require_whole(task.recipe)
+        raise errors.JobError("batch", "no job trains beside the shared adapter")
 
     def evaluate(
         self, site: sites.Site, task: protocol.Task, own: state.AdapterState, until: float
@@ -274,6 +290,17 @@ def clear(place: Path, settings: batch.BatchConfig, but: str = "") -> None:
     for folder in spool.folders(place):
         if folder.name != but or (folder / spool.CANCEL).exists():
             cancel(folder, scheduler.Scheduler(settings))
+
+
+def _require_whole(recipe: schema.Recipe) -> None:
+    """Whether a job trains all that a round of this recipe trains."""
+    kind = recipe.personal.kind
+    if kind in groups.BESIDE:
+        raise errors.JobError(
+            "config",
+            f"recipe.personal.kind = '{kind}': is not trained in batch jobs. Take [batch] out of the site's file and "
+            "run the client where it may compute, or ask the coordinator for another kind",
+        )
 
 
 def _require(holds: bool, what: str) -> None:

@@ -200,6 +200,13 @@ class PersonalArrays(Residuals):
             )
         return arrays
 
+    def proposed(self, recipe: str, site: str, number: int, base: str) -> Residual:
+        """The arrays of this round as long as its update was not settled; nothing where there are none."""
+        if self._folder is None:
+            return {}
+        path = self._folder / f"{recipe}-{number:06d}-{_word(site)}-{base[:32]}{self._proposed}"
+        return self._open(path) if path.exists() else {}
+
     def has(self, recipe: str, number: int | None = None) -> bool:
         """Whether there is a file of this recipe, or of this round of it, whatever became of its update."""
         start = f"{recipe}-" if number is None else f"{recipe}-{number:06d}-"

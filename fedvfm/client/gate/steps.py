@@ -18,7 +18,7 @@ from flwr.app import Message
 from fedvfm import errors
 from fedvfm.client.gate import enforcement, exchange, policy, privacy_charge, rollback_detection, split_pin
 from fedvfm.protocol import codecs, envelope, protocol
-from fedvfm.state import factors, groups
+from fedvfm.state import factors, groups, state
 from fedvfm.storage import hash_chain, storage
 
 LOG = logging.getLogger(__name__)
@@ -392,6 +392,8 @@ def _trained(own: Hospital, of: Exchange) -> envelope.Envelope:
     free, _ = policy.release(allowed, update.metrics, own.patients("train", update.num_examples))
     if groups.personal(own.lock(of.recipe).manifest, of.recipe.personal.kind) & set(update.state):
         raise errors.TrainingError("an update holds personal arrays, which never leave a site; nothing was sent")
+    if _is_personal(own, of, update.state):
+        raise errors.TrainingError("an update is this site's personal adapter, which never leaves; nothing was sent")
     whole = factors.completed(update.state, base)
     own.audit.record(
         "trained",
@@ -407,6 +409,20 @@ def _trained(own: Hospital, of: Exchange) -> envelope.Envelope:
     of.started = time.monotonic()  # what is noted counts once, also where it is refused after all
     leaving = dataclasses.replace(update, metrics=free)
     return envelope.Envelope.of_update(protocol.with_metrics(of.made.content, leaving), leaving)
+
+
+def _is_personal(own: Hospital, of: Exchange, leaving: state.AdapterState) -> bool:
+    """Whether what would leave is what this site trained for itself, where that has the same names (``ditto``).
+
+    In a site's first round both begin as the same adapter and may be equal after one step: then it tells no more.
+    """
+    if of.recipe.personal.kind != groups.DITTO:
+        return False
+    kept, name = of.sent.personal, own.where.about.site
+    trained = kept.proposed(of.recipe.hash, name, of.asked.round, of.base.fingerprint)
+    if not trained or not kept.before(of.recipe.hash, name, of.asked.round):
+        return False
+    return all(number in trained and bool((trained[number] == array).all()) for number, array in leaving.items())
 
 
 def _evaluated(own: Hospital, of: Exchange) -> envelope.Envelope:

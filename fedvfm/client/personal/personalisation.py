@@ -108,6 +108,8 @@ def _adapters(folder: Path, recipe: schema.Recipe) -> tuple[state.AdapterState, 
     used = checkpoint.read(folder / adapter_folder.STATE)[0]
     if recipe.personal.kind == groups.NONE:
         return used, None
+    if recipe.personal.kind in groups.BESIDE:
+        return used, checkpoint.read(folder / decisions.BESIDE)[0]
     return checkpoint.read(folder / decisions.GLOBAL)[0], used
 
 
@@ -144,7 +146,8 @@ class _Work:
             start = shared if partial is None else partial
             trained = tuning.train(model, self.node, start, settings, after, self.deadline, self.on_step)
             alone = tuning.alone(model, self.node, self.deadline) if settings.local_only else None
-            offered = tuning.candidates(shared, trained.adapter, alone, partial)
+            beside = self.recipe.personal.kind in groups.BESIDE
+            offered = tuning.candidates(shared, trained.adapter, alone, partial, beside=beside)
             chosen = tuning.choose(model, self.node, offered, self.deadline)
             tests = self._tests(model, offered, chosen)
         except errors.DeadlinePassed as late:
@@ -199,11 +202,12 @@ class _Work:
         """Whether an adapter of a recipe with a mechanism holds what was learned without it.
 
         A site's own arrays were trained by the steps that a mechanism of the site bounds and noises; one at
-        site level, or with shared noise, noises what leaves alone.
+        site level, or with shared noise, noises what leaves alone; and what is trained beside the shared adapter has
+        none.
         """
         mechanism = self.recipe.privacy.mechanism
-        outside = {privacy.SITE_LEVEL, *privacy.SHARED}
-        covered = (choice.GLOBAL,) if mechanism in outside else (choice.GLOBAL, choice.PARTIAL)
+        outside = mechanism in {privacy.SITE_LEVEL, *privacy.SHARED} or self.recipe.personal.kind in groups.BESIDE
+        covered = (choice.GLOBAL,) if outside else (choice.GLOBAL, choice.PARTIAL)
         return mechanism != privacy.NO_MECHANISM and name not in covered
 
     def _keep(

@@ -125,6 +125,8 @@ def candidates(
     personal: state.AdapterState,
     alone: state.AdapterState | None = None,
     partial: state.AdapterState | None = None,
+    *,
+    beside: bool = False,
 ) -> dict[str, state.AdapterState]:
     """What a site chooses among, by name.
 
@@ -132,12 +134,14 @@ def candidates(
         shared: the global adapter, as it came.
         personal: trained on, from the global adapter or from ``partial``.
         alone: what the site trained by itself, where it did.
-        partial: the global adapter with the site's own arrays, where the recipe has personal ones; mixes are with it.
+        partial: the global adapter with what the site keeps for itself, where the recipe has such a kind.
+        beside: whether that was trained beside the shared adapter, which is a model by itself then: mixes are with it,
+            and with ``partial`` else.
     """
     offered = {choices.GLOBAL: shared}
     if partial is not None and partial != shared:
         offered[choices.PARTIAL] = partial
-    start = shared if partial is None else partial
+    start = shared if partial is None or beside else partial
     offered |= {choices.mix_name(share): mix(start, personal, share) for share in SHARES}
     offered[choices.PERSONAL] = personal
     return offered if alone is None else {**offered, choices.ALONE: alone}

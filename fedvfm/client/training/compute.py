@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from fedvfm import errors
-from fedvfm.client.training import evaluator, trainer
+from fedvfm.client.training import beside, evaluator, trainer
 from fedvfm.client.training import site as sites
 from fedvfm.config import privacy, schema
 from fedvfm.model import adapted_model, device_check, precision
@@ -42,6 +42,12 @@ class Compute(Protocol):
 
     def train(self, site: sites.Site, task: protocol.Task, start: state.AdapterState, until: float) -> state.SiteUpdate:
         """Train from ``start`` till at most ``until``, by the monotonic clock."""
+        ...
+
+    def beside(
+        self, site: sites.Site, task: protocol.Task, own: state.AdapterState, until: float
+    ) -> state.AdapterState:
+        """After :meth:`train`: train what the site keeps for itself, from ``own`` till at most ``until``."""
         ...
 
     def evaluate(
@@ -83,6 +89,12 @@ class Nowhere:
         raise errors.DeviceError(self._fault)
 
     def train(self, site: sites.Site, task: protocol.Task, start: state.AdapterState, until: float) -> state.SiteUpdate:
+        """See above."""
+        raise errors.DeviceError(self._fault)
+
+    def beside(
+        self, site: sites.Site, task: protocol.Task, own: state.AdapterState, until: float
+    ) -> state.AdapterState:
         """See above."""
         raise errors.DeviceError(self._fault)
 
@@ -157,6 +169,16 @@ class Here:
         with self._placed(site, recipe):
             model = self.shapes(site, task.recipe)
             return trainer.train(model, site, start, task.round, until, self._on_step, correction=task.correction)
+
+    def beside(
+        self, site: sites.Site, task: protocol.Task, own: state.AdapterState, until: float
+    ) -> state.AdapterState:
+        """See above; where its update was trained."""
+        if task.state is None:
+            raise errors.ProtocolError("a train message without an adapter")
+        with self._placed(site, site.recipe(task.recipe)):
+            model = self.shapes(site, task.recipe)
+            return beside.train(model, site, task.state, own, task.round, until, self._on_step)
 
     def evaluate(
         self, site: sites.Site, task: protocol.Task, own: state.AdapterState, until: float

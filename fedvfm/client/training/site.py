@@ -126,7 +126,9 @@ class Site:
     def own(
         self, model: adapted_model.AdaptedModel, recipe: str, adapter: state.AdapterState, number: int
     ) -> state.AdapterState:
-        """The adapter as this site uses it: with its personal arrays of the last round before ``number``.
+        """The adapter as this site trains and scores it: with its personal arrays of the last round before ``number``.
+
+        Under a kind whose arrays train *beside* it (:mod:`fedvfm.state.groups`), it is the adapter as it came.
 
         Args:
             model: of the recipe, in the site's rank.
@@ -137,7 +139,25 @@ class Site:
         Raises:
             CheckpointError: if its personal arrays are damaged, or not of this model.
         """
-        if not model.personal:
+        if not model.personal or model.recipe.personal.kind in groups.BESIDE:
+            return adapter
+        return self.beside(model, recipe, adapter, number)
+
+    def beside(
+        self, model: adapted_model.AdaptedModel, recipe: str, adapter: state.AdapterState, number: int
+    ) -> state.AdapterState:
+        """The adapter with all that this site keeps for itself, which under kinds *beside* has no part in its updates.
+
+        Args:
+            model: of the recipe, in the site's rank.
+            recipe: hash of the recipe as it came.
+            adapter: as it came.
+            number: of the round that would train next.
+
+        Raises:
+            CheckpointError: as above.
+        """
+        if model.recipe.personal.kind == groups.NONE:
             return adapter
         kept = self.personal.before(recipe, self.name, number)
         try:

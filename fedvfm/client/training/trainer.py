@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +35,7 @@ def train(
     *,
     since: int = 0,
     correction: state.AdapterState | None = None,
+    towards: state.AdapterState | None = None,
 ) -> state.SiteUpdate:
     """Train for the recipe's local epochs from ``base``, or until its ``round_minutes`` are over.
 
@@ -50,6 +51,7 @@ def train(
         on_step: told after each step.
         since: after how many rounds the recipe's schedule begins: those of the federation, where a site trains on.
         correction: what the coordinator adds to the gradient of every step, under control variates.
+        towards: the adapter that ``optimiser.proximal`` pulls to; None for ``base``.
 
     Raises:
         DeadlinePassed: if it is over before the last step.
@@ -65,11 +67,12 @@ def train(
             return _unchanged(model, site, base, round_number, started)
         site, examples = taught.site, taught.site.split("train")
     torch.manual_seed(seeding.torch_seed(recipe.seed, "train", round_number, site.name))
+    places = None if towards is None else proximal.places(model, towards)
     model.write(base)
     model.train()
     model.select(round_number)
     optimiser = _optimiser(model, recipe.optimiser, round_number)
-    with _pace(model, site, optimiser, round_number, correction) as pace:
+    with _pace(model, site, optimiser, round_number, correction, places) as pace:
         loss_sum, taken = 0.0, 0
         enough = _limit(recipe.optimiser, site, started)
         for step in range(pace.steps):
@@ -199,6 +202,7 @@ def _pace(
     optimiser: torch.optim.Optimizer,
     round_number: int,
     correction: state.AdapterState | None = None,
+    places: Mapping[nn.Parameter, Tensor] | None = None,
     *,
     endless: bool = False,
 ) -> Iterator[Pace]:
@@ -212,7 +216,8 @@ def _pace(
     rounds = itertools.count() if endless else range(1)
     batches = itertools.chain.from_iterable(_batches(model, site, examples, round_number) for _ in rounds)
     count = math.ceil(len(examples) / settings.batch_size) * settings.local_epochs
-    near, towards = proximal.Proximal(optimiser, settings.proximal), corrections.Correction(model, correction)
+    near = proximal.Proximal(optimiser, settings.proximal, places)
+    towards = corrections.Correction(model, correction)
     with feed.ahead(batches, feed.helps(model, site)) as ready:
         yield Pace(count, lambda: _step(model, optimiser, next(ready), site, near, towards))
 
