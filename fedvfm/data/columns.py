@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -59,11 +59,12 @@ class Columns(data.Wrapped):
         for sample in source.samples():
             row = source.row(sample)
             case = sample.case or sample.unit
-            values, wrong = _values(case, row, names, ranges, whole)
+            values, wrong = _values(places(self, sample, case), row, names, ranges, whole)
             faults += wrong
             missing = [name for name, value in zip(names, values, strict=True) if value is None]
             if not wrong and missing and (recipe.target.prognosis or len(missing) == len(names)):
-                text = f"sample '{case}': no value in {', '.join(missing)}; fill one in, or take it out"
+                where = places(self, sample, case)(missing[0])
+                text = f"{where}: no value in {', '.join(missing)}; fill one in, or take it out"
                 faults.append(defect.LABEL_MISSING.fault(text))
             samples.append(dataclasses.replace(sample, label=None, values=values))
         # A case is listed once, whatever the number of its images.
@@ -165,8 +166,24 @@ def _comparable(members: Sequence[data.Sample]) -> bool:
     return any(time > first or (time == first and not event) for time, event in times)
 
 
+def places(source: data.Wrapped, sample: data.Sample, name: str) -> Callable[[str], str]:
+    """Column -> how a fault names the cell of a sample: as the product does, and as the table does where it can.
+
+    Args:
+        source: that shows the sample.
+        sample: one image.
+        name: what the product calls it.
+    """
+
+    def place(column: str) -> str:
+        known = source.row_place(sample, column)
+        return f"sample '{name}'{f' ({known})' if known else ''}"
+
+    return place
+
+
 def _values(
-    sample: str,
+    place: Callable[[str], str],
     row: Mapping[str, str],
     names: Sequence[str],
     ranges: Sequence[tuple[float, float]],
@@ -179,7 +196,7 @@ def _values(
         values.append(value)
         if value is None:
             continue
-        where = f"sample '{sample}', column '{name}'"
+        where = f"{place(name)}, column '{name}'"
         if not math.isfinite(value):
             text = f"{where}: is no number; correct it, or leave the cell empty where the value is missing"
             faults.append(defect.TABLE.fault(text))

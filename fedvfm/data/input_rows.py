@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fedvfm import errors
@@ -46,7 +46,7 @@ class InputRows(data.Wrapped):
         columns.require_columns(source, chosen.columns, "recipe.inputs", remedy)
         samples, faults = [], list[errors.Fault]()
         for sample in source.samples():
-            row, wrong = read(sample.id, source.row(sample), chosen)
+            row, wrong = read(columns.places(self, sample, sample.case or sample.unit), source.row(sample), chosen)
             faults += wrong
             samples.append(dataclasses.replace(sample, inputs=row))
         # A case is listed once, whatever the number of its images.
@@ -67,13 +67,15 @@ class InputRows(data.Wrapped):
         return self._source.row(sample)
 
 
-def read(name: str, cells: Mapping[str, str], chosen: inputs.InputsConfig) -> tuple[Row, list[errors.Fault]]:
+def read(
+    place: Callable[[str], str], cells: Mapping[str, str], chosen: inputs.InputsConfig
+) -> tuple[Row, list[errors.Fault]]:
     """A row, empty where nothing of it is known, and a fault for each cell that cannot be meant.
 
     No cell's text is told, which may be anything; numbers of a declared column are.
 
     Args:
-        name: of the sample.
+        place: column -> how a fault names the sample.
         cells: by column.
         chosen: the recipe's columns.
     """
@@ -83,7 +85,7 @@ def read(name: str, cells: Mapping[str, str], chosen: inputs.InputsConfig) -> tu
         row.append(value)
         if value is None:
             continue
-        where = f"sample '{name}', column '{column}'"
+        where = f"{place(column)}, column '{column}'"
         if not math.isfinite(value):
             text = f"{where}: is no number; correct it, or leave the cell empty where the value is missing"
             faults.append(defect.TABLE.fault(text))
@@ -97,7 +99,7 @@ def read(name: str, cells: Mapping[str, str], chosen: inputs.InputsConfig) -> tu
         row.append(float(words.index(cell.casefold())) if known else None)
         if not known and not missing:
             text = (
-                f"sample '{name}', column '{column}': holds none of the words {', '.join(chosen.categories[column])} "
+                f"{place(column)}, column '{column}': holds none of the words {', '.join(chosen.categories[column])} "
                 "(recipe.inputs); write one of them, or leave the cell empty where it is not known"
             )
             faults.append(defect.COLUMN_RANGE.fault(text))

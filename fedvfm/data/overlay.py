@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont, features
 
 from fedvfm.data import colours, transforms
 
 WIDEST, NARROW = 360, 240
 FILL = 0.42
 
+FONT, LINE, MARGIN, BAR = 12, 15, 4, 8
+"""Pixels of a caption: size of its letters, from line to line, around it, and height of a scale."""
+
 Picture8 = NDArray[np.uint8]
+Colour = tuple[int, int, int]
 
 
 def as_shown(image: NDArray[np.float32], size: tuple[int, int] | None = None) -> Picture8:
@@ -59,6 +65,27 @@ def _edges(mask: NDArray[np.int64]) -> NDArray[np.bool_]:
     framed = np.pad(mask, 1, mode="edge")
     around = (framed[:-2, 1:-1], framed[2:, 1:-1], framed[1:-1, :-2], framed[1:-1, 2:])
     return np.asarray(np.logical_or.reduce([near != mask for near in around]), dtype=np.bool_)
+
+
+def captioned(pixels: Picture8, lines: Sequence[str], scale: tuple[Colour, Colour] | None = None) -> Picture8:
+    """A picture with text below it, on white, and above the text a scale from one colour to the other.
+
+    No pixel of the picture is covered. Shapes: (h, w, 3) -> (h + more, at least w, 3).
+    """
+    font = ImageFont.load_default(FONT) if features.check("freetype2") else ImageFont.load_default()
+    height, width = pixels.shape[:2]
+    wide = max(width, 2 * MARGIN + math.ceil(max(font.getlength(line) for line in lines)))
+    bar = 0 if scale is None else BAR + MARGIN
+    shown = Image.new("RGB", (wide, height + bar + 2 * MARGIN + LINE * len(lines)), "white")
+    shown.paste(Image.fromarray(pixels), (0, 0))
+    if scale is not None:
+        share = np.linspace(0.0, 1.0, wide - 2 * MARGIN)[None, :, None]
+        ramp = np.round((1 - share) * scale[0] + share * scale[1]).astype(np.uint8).repeat(BAR, axis=0)
+        shown.paste(Image.fromarray(ramp), (MARGIN, height + MARGIN))
+    draw = ImageDraw.Draw(shown)
+    for at, line in enumerate(lines):
+        draw.text((MARGIN, height + bar + MARGIN + at * LINE), line, fill="black", font=font)
+    return np.asarray(shown, dtype=np.uint8)
 
 
 def png(pixels: Picture8) -> bytes:

@@ -183,6 +183,11 @@ class Wrapped:
         named = getattr(self._source, "stable", None)
         return (sample.id, sample.patient) if named is None else named(sample)
 
+    def row_place(self, sample: Sample, column: str) -> str:
+        """Where the cell of a sample stands, as the source says it; empty where it has no tables."""
+        place = getattr(self._source, "row_place", None)
+        return "" if place is None else str(place(sample, column))
+
     def read(self, sample: Sample) -> Pixels:
         """Read one sample.
 

@@ -7,7 +7,7 @@ import dataclasses
 import operator
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Literal
@@ -208,7 +208,7 @@ def rows(
             names += [place.as_posix() for place in (below, *below.parents)]
         row = next((cells[name] for name in names if name in cells), None)
         if row is not None:
-            known[item.name], wrong = input_rows.read(item.name, row, chosen)
+            known[item.name], wrong = input_rows.read(_place(item.name, row["id"]), row, chosen)
             faults += wrong
     index.refuse(table, faults)
     if items and not known:
@@ -245,6 +245,11 @@ def imageless(items: Sequence[Item], table: Path) -> list[Item]:
 
 def _plain(name: str) -> bool:
     return bool(name) and not name.startswith(".") and "/" not in name and "\\" not in name
+
+
+def _place(name: str, row: str) -> Callable[[str], str]:
+    """How a fault of a row names its input."""
+    return lambda column: f"sample '{name}' (id '{row}')"
 
 
 def _by_study(items: Sequence[Item]) -> list[Item]:

@@ -59,6 +59,8 @@ NO_TABLE = "none"
 WITHOUT_ROW = "no value of the table beside the image is known; answered from the image alone"
 HEAT = 0.7
 """How much of its own colour the heaviest tile of a slide gives up for red."""
+WHITE_TO_RED = ((255, 255, 255), (255, round(255 * (1 - HEAT)), round(255 * (1 - HEAT))))
+"""What the weights of tiles, from 0 to the heaviest, make of a white tile."""
 HEAVIEST = 3
 """Images of a case that ``overlays`` shows: those that its answer rests on most."""
 
@@ -592,14 +594,17 @@ class Predictor:
         weights = [float(weight) for weight in self.model.attention(whole)]
         if self.overlays:
             # Read a second time: of a case with thousands of images none but these is held.
-            heaviest = {int(at) for at in np.argsort(weights)[::-1][:HEAVIEST]}
+            heaviest = [int(at) for at in np.argsort(weights)[::-1][:HEAVIEST]]
+            painted = None if header is None or header.moments else header
             for at, (name, pixels) in enumerate(itertools.islice(self._images(item, header), max(heaviest) + 1)):
                 if at in heaviest:
-                    self.place.shown(name, _middle(pixels.image, self.view))
-        if self.overlays and header is not None and not header.moments:
-            self.place.nifti(f"{results.OVERLAYS}/{item.name}", self._painted(weights, header), header)
+                    lines = _weighed(weights, at, heaviest.index(at) + 1, painted=painted is not None)
+                    self.place.shown(name, _middle(pixels.image, self.view), lines)
+            if painted is not None:
+                self.place.nifti(f"{results.OVERLAYS}/{item.name}", self._painted(weights, painted), painted)
         if self.overlays and item.kind == "slide" and not item.parts:
-            self.place.shown(item.name, self._heat(item, weights))
+            lines = [f"weight of each of {len(weights)} tiles, 1 in all", f"left: 0, right: {max(weights):.3g}"]
+            self.place.shown(item.name, self._heat(item, weights), lines, WHITE_TO_RED)
         for note in dict.fromkeys(note for part in parts for note in self._noted(part, "csv")):
             self.notes.setdefault(note, []).append(item.name)
         parts_row = [{"id": name, "weight": round(weight, 6)} for name, weight in zip(names, weights, strict=True)]
@@ -657,7 +662,7 @@ class Predictor:
     def _painted(self, weights: Sequence[float], header: headers.Header) -> NDArray[Any]:
         """The weight of every slice in all of its voxels, 255 for the heaviest one, on the input's own grid."""
         plane = slices.plane_of(header, self.view)
-        numbers = np.round(255 * np.asarray(weights) / max(weights)).astype(np.uint8)
+        numbers = _levels(weights)
         painted = {at: np.full(header.size(plane), number, dtype=np.uint8) for at, number in enumerate(numbers)}
         return volumes.place_back(painted, header, plane)
 
@@ -863,6 +868,24 @@ def _placed(detected: results.Detected, header: headers.Header | None, at: int, 
 def _mask(found: Tensor, pixels: samples.Pixels) -> results.Labels:
     """Class numbers on the image's own pixels. Shapes: (K, h, w) -> (H, W)."""
     return segmentation.classes_at(found, pixels.image.shape[1:]).astype(np.uint8)  # at most 256 classes
+
+
+def _levels(weights: Sequence[float]) -> NDArray[np.uint8]:
+    """Weights as voxels have them: 255 for the heaviest. Shapes: (N,)."""
+    return np.round(255 * np.asarray(weights) / max(weights)).astype(np.uint8)
+
+
+def _weighed(weights: Sequence[float], at: int, rank: int, *, painted: bool) -> list[str]:
+    """Lines of text of an image of a case: its weight, and how that compares.
+
+    Args:
+        weights: of all images of the case.
+        at: number of the image, from 0.
+        rank: 1 for the heaviest.
+        painted: whether a NIfTI has the weights too.
+    """
+    lines = [f"weight {weights[at]:.3g} (all images: 1)", f"image {at + 1} of {len(weights)}; rank {rank} by weight"]
+    return [*lines, f"value {_levels(weights)[at]} in the NIfTI of weights"] if painted else lines
 
 
 def _middle(image: NDArray[np.float32], view: slices.View) -> NDArray[np.float32]:

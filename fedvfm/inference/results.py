@@ -195,9 +195,16 @@ class Place:
         names, codes = contract.class_names, contract.codes
         segmentation_object.write(self._new(f"{name}.dcm"), labels, header, names, fingerprint, codes, prompts)
 
-    def shown(self, name: str, image: NDArray[np.float32]) -> None:
-        """An image as it is."""
-        storage.write_bytes(self._new(f"{OVERLAYS}/{name}.png"), overlay.png(overlay.as_shown(image)))
+    def shown(
+        self,
+        name: str,
+        image: NDArray[np.float32],
+        lines: Sequence[str],
+        scale: tuple[overlay.Colour, overlay.Colour] | None = None,
+    ) -> None:
+        """An image as it is, with what is to be known of it below: see :func:`fedvfm.data.overlay.captioned`."""
+        pixels = overlay.captioned(overlay.as_shown(image), lines, scale)
+        storage.write_bytes(self._new(f"{OVERLAYS}/{name}.png"), overlay.png(pixels))
 
     def overlay(self, name: str, image: NDArray[np.float32], mask: Labels) -> None:
         """The image with every class tinted and outlined, at its own size."""

@@ -68,11 +68,12 @@ def test_columns_may_stand_beside_labels_and_in_any_table(tmp_path: Path) -> Non
     ("rows", "words", "code"),
     [
         ("a,140\nb,3", "column 'age': 140 lies outside of 0 to 120", "column-range"),
+        ("a,1\nb,inf", r"'image-0002' \(labels\.csv line 3, id 'b'\), column 'age': is no number", "table"),
         ("a,inf\nb,3", "is no number", "table"),
         ("a,SECRET\nb,3", "is no number", "table"),
         ("a,1_5\nb,3", "is no number", "table"),
         ("a,12,5\nb,3", "line 2: more cells than the 2 columns; write decimals with a point", "table"),
-        ("a,\nb,3", "no value in age", "label-missing"),
+        ("a,\nb,3", r"'image-0001' \(labels\.csv line 2, id 'a'\): no value in age", "label-missing"),
     ],
 )
 def test_a_cell_that_cannot_be_meant_is_refused(tmp_path: Path, rows: str, words: str, code: str) -> None:
@@ -111,7 +112,7 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path)
 
 def test_a_sample_without_a_row_is_the_one_that_is_named(tmp_path: Path) -> None:
     root = folder(tmp_path, "id,age\nb,2\n", patients="id,patient\na,p\nb,q\n")
-    with pytest.raises(errors.DataError, match="no value in age") as caught:
+    with pytest.raises(errors.DataError, match=r"\(labels\.csv has no row with id 'a'\): no value in age") as caught:
         listed(root, recipe(AGE, "age"))
     assert [fault.code for fault in caught.value.faults] == ["label-missing"]
 

@@ -59,6 +59,13 @@ def test_a_case_has_one_row_by_its_own_name_or_its_images(tmp_path: Path) -> Non
     root = folder(tmp_path / "by-image", labels, "abc", table="id,age,sex\na,40,F\nb,41,F\nc,,M\n")
     with pytest.raises(errors.DataError, match="unlike rows; a case has one row"):
         listed(root, recipe("case-classification"))
+    root = folder(tmp_path / "wrong", labels, "abc", table="id,age,sex\none,400,F\nc,x,M\n")
+    with pytest.raises(errors.DataError) as caught:
+        listed(root, recipe("case-classification"))
+    assert [str(fault).split(", column")[0] for fault in caught.value.faults] == [
+        "sample 'case-0001' (table.csv line 2, id 'one')",
+        "sample 'case-0002' (table.csv line 3, id 'c')",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,13 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fedvfm import errors
 from fedvfm.client.training import evaluator
 from fedvfm.client.training import site as sites
 from fedvfm.config import schema
+from fedvfm.data import overlay
 from fedvfm.inference import export, forms, graph, predict
 from fedvfm.model import adapted_model, feature_cache, memory
 from fedvfm.simulation import experiment, inspection, run
@@ -84,7 +86,14 @@ def test_prediction_gives_what_was_scored(finished: run.Result, drawn: Path, tmp
     parts = _rows(tmp_path / "out" / "parts.csv")
     assert [part["part"].rpartition("/")[2] for part in parts] == [f"z{at:03d}" for at in range(len(parts))]
     assert sum(float(part["weight"]) for part in parts) == pytest.approx(1, abs=1e-4)
-    assert len(list((tmp_path / "out" / "overlays").rglob("*.png"))) == predict.HEAVIEST
+    shown = list((tmp_path / "out" / "overlays").rglob("*.png"))
+    assert len(shown) == predict.HEAVIEST
+    for path in shown:
+        with Image.open(path) as picture:
+            # A quadratic slice, and three lines of text below it.
+            assert picture.size[1] - picture.size[0] == 3 * overlay.LINE + 2 * overlay.MARGIN
+            below = np.asarray(picture.convert("L"))[picture.size[0] :]
+            assert below.min() < 100 < 250 < np.median(below)
     painted = nibabel.load(next((tmp_path / "out" / "overlays").glob("*.nii.gz")))
     assert np.allclose(painted.affine, nibabel.load(names[tested]).affine)
     heaviest = max(range(len(parts)), key=lambda at: float(parts[at]["weight"]))

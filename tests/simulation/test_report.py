@@ -431,6 +431,20 @@ def test_masks_are_tinted_and_outlined_and_the_rest_is_grey() -> None:
     assert (0xE6, 0x9F, 0x00) in colours
 
 
+def test_a_caption_covers_nothing_and_has_room() -> None:
+    picture = np.full((40, 50, 3), 7, dtype=np.uint8)
+    text = "weight 0.213 (all images: 1)"
+    shown = overlay.captioned(picture, [text, "x"], ((255, 255, 255), (255, 0, 0)))
+    assert np.array_equal(shown[:40, :50], picture)
+    assert shown.shape[0] == 40 + overlay.BAR + 3 * overlay.MARGIN + 2 * overlay.LINE
+    assert shown.shape[1] > 100
+    # The last column is white in all lines of text: none was cut.
+    assert (shown[40 + overlay.BAR + 2 * overlay.MARGIN :, -1] == 255).all()
+    bar = shown[40 + overlay.MARGIN, overlay.MARGIN : -overlay.MARGIN]
+    assert bar[0].tolist() == [255, 255, 255]
+    assert bar[-1].tolist() == [255, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("height", "width", "expected"),
     [(28, 28, (224, 224)), (60, 56, (240, 224)), (512, 1024, (180, 360)), (300, 300, (300, 300))],

@@ -144,7 +144,7 @@ class Folder:
             faults = self._skip_unreadable(faults)
         tables = patients.STUDY_TABLES if self._layout.kind in LABELLED else patients.TABLES
         self._table, table_faults = patients.read_table(self._folder, names, tables)
-        self._further: dict[str, dict[str, str]] | None = None
+        self._further: patients.Tables | None = None
         self._same: frozenset[str] | None = None
         if options.patients == "hash":
             self._give_patients(options)
@@ -234,12 +234,28 @@ class Folder:
         Raises:
             DataError: if a table cannot be read, or two have one column.
         """
-        case, further = self._place(sample).case, self._columns()
-        own = further.get(case.study or case.name, {})
-        of_case = further.get(self._row(case).get("case", ""), {})
+        own, of_case = (self._tables().rows.get(name, {}) for name in self._row_ids(sample))
         return {**of_case, **{name: cell for name, cell in own.items() if cell or name not in of_case}}
 
-    def _columns(self) -> dict[str, dict[str, str]]:
+    def row_place(self, sample: data.Sample, column: str) -> str:
+        """Table, line and id of the row whose cell :meth:`row` gives: what a person looks for to mend it.
+
+        The id is the hospital's own and is for this machine alone.
+        """
+        tables, ids = self._tables(), self._row_ids(sample)
+        table = tables.owner.get(column, patients.INPUTS)
+        held = [name for name in ids if (table, name) in tables.lines]
+        if not held:
+            return f"{table} has no row with id '{ids[0]}'"
+        name = next((name for name in held if tables.rows[name].get(column)), held[0])
+        return f"{table} line {tables.lines[table, name]}, id '{name}'"
+
+    def _row_ids(self, sample: data.Sample) -> tuple[str, str]:
+        """Under which id a sample has a row, and its case; the latter is empty where there is none."""
+        case = self._place(sample).case
+        return case.study or case.name, self._row(case).get("case", "")
+
+    def _tables(self) -> patients.Tables:
         if self._further is None:
             self._further = patients.columns(self._folder)
         return self._further
@@ -253,7 +269,7 @@ class Folder:
         """
         known = {case.study or case.name for case in self._layout.cases}
         known |= {self._row(case).get("case", "") for case in self._layout.cases}
-        return len(set(self._columns()) - known)
+        return len(set(self._tables().rows) - known)
 
     def _row(self, case: layouts.Case) -> patients.Row:
         """What the table of patients says of a case, or of the study it is of."""

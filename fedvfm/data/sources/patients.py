@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedvfm import errors
@@ -85,13 +86,28 @@ def further(row: Row) -> dict[str, str]:
     return {name: cell for name, cell in row.items() if name not in OWN}
 
 
-def columns(folder: Path) -> dict[str, dict[str, str]]:
-    """The further columns of all tables of a folder, by ``id``.
+@dataclass(frozen=True)
+class Tables:
+    """The further columns of all tables of a folder.
+
+    Attributes:
+        rows: by ``id``, each with every column.
+        owner: column -> the table that it is in.
+        lines: (table, id) -> number of its line; the head is line 1.
+    """
+
+    rows: dict[str, dict[str, str]]
+    owner: dict[str, str]
+    lines: dict[tuple[str, str], int]
+
+
+def columns(folder: Path) -> Tables:
+    """The further columns of all tables of a folder.
 
     Raises:
         DataError: if a table cannot be read, gives an id twice, or has a column that another has too.
     """
-    rows, owner = dict[str, dict[str, str]](), dict[str, str]()
+    rows, owner, lines = dict[str, dict[str, str]](), dict[str, str](), dict[tuple[str, str], int]()
     for table in (name for name in (*STUDY_TABLES, INPUTS) if (folder / name).is_file()):
         listed = index.read_csv(folder / table, ("id",))
         index.refuse(folder / table, index.duplicates(listed, "id"))
@@ -99,7 +115,8 @@ def columns(folder: Path) -> dict[str, dict[str, str]]:
             if name in owner:
                 raise defect.TABLE.error(f"{table}: column '{name}' is in {owner[name]} too; keep it in one of them")
             owner[name] = table
-        for row in listed:
+        for line, row in enumerate(listed, 2):
             rows.setdefault(row["id"], {}).update(further(row))
+            lines[table, row["id"]] = line
     every = dict.fromkeys(owner, "")
-    return {key: {**every, **row} for key, row in rows.items()}
+    return Tables({key: {**every, **row} for key, row in rows.items()}, owner, lines)
