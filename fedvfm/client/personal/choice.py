@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fedvfm.report import quantity
+
 GLOBAL, PARTIAL, PERSONAL, ALONE = "global", "partial", "personal", "local-only"
 """``partial``: the global adapter with the site's own personal arrays, where the recipe has such a kind."""
 
@@ -83,7 +85,11 @@ def gain(first: Sequence[Case], second: Sequence[Case]) -> Gain:
 
 
 FEWEST = 2
-"""Validation units under which nothing can be told."""
+"""Validation units under which nothing can be told of a difference's error."""
+FEW = 3
+"""Validation units under which a choice says on how few it rests, and :data:`GUARD` holds."""
+GUARD = 0.05
+"""So far below the global adapter may lie what fewer than :data:`FEW` units choose, on these: docs/personal.md."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +130,10 @@ def choose(seen: Mapping[str, Sequence[Case]]) -> Choice:
 
     Below means: by more than one standard error of the paired difference, widened to Student's t with few patients
     (1.84 errors with two, 1.32 with three, 1.14 with five, 1.0 with many), so that few of them move the choice only
-    where they agree. Under two nothing can be told, and the first candidate is taken. So what is chosen is never below
-    the global adapter, nor below any candidate, by more than that.
+    where they agree. So what is chosen is never below the global adapter, nor below any candidate, by more than that.
+
+    Under :data:`FEW` units it is not below the global adapter by more than :data:`GUARD` either: the error of two says
+    little, and one has none. With one the first candidate that this leaves is taken.
 
     Args:
         seen: candidate -> its cases, the same samples in the same order; the global adapter is among them.
@@ -136,6 +144,8 @@ def choose(seen: Mapping[str, Sequence[Case]]) -> Choice:
     gains = {name: gain(cases, seen[GLOBAL]) for name, cases in seen.items()}
     units = gains[GLOBAL].units
     offered = [name for name in PREFERENCE if name in seen]
+    if units < FEW:
+        offered = [name for name in offered if gains[name].mean >= -GUARD]
     if units < FEWEST:
         return Choice(offered[0], "few", units, gains)
     best = max(offered, key=lambda name: gains[name].mean)
@@ -144,6 +154,19 @@ def choose(seen: Mapping[str, Sequence[Case]]) -> Choice:
         if behind.mean <= widened(behind.error, units):
             return Choice(name, "validation", units, gains)
     return Choice(best, "validation", units, gains)
+
+
+def rests_on(units: int) -> str:
+    """What a choice by fewer than :data:`FEW` units can promise, for people."""
+    if not units:
+        return (
+            "the choice rests on no validation patient: it is the first of a fixed order, and may be worse than others"
+        )
+    where = "on it" if units == 1 else "on them"
+    return (
+        f"the choice rests on {quantity.of(units, 'validation patient')}: {where} it is not below the global adapter "
+        f"by more than {GUARD:g}, and of other patients that says little"
+    )
 
 
 def widened(error: float, units: int) -> float:

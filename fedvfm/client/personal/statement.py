@@ -154,6 +154,7 @@ def lines(statement: Statement) -> list[str]:
     scores = ", ".join(f"{name} {value:.3f}" for name, value in statement.scores.items())
     rows = [
         f"chosen: {statement.choice} ({statement.reason}: {statement.validation_units} validation patients or images)",
+        *([choice.rests_on(statement.validation_units)] if statement.validation_units < choice.FEW else []),
         f"test {statement.metric} on {statement.test_units} patients or images: {scores or 'no test samples'}",
     ]
     gaps = {

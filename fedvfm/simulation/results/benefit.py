@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from fedvfm.client.personal import statement
+from fedvfm.client.personal import choice, statement
 from fedvfm.report import bootstrap, page
 from fedvfm.simulation import run_folder
 from fedvfm.simulation.results import compare, statistics
@@ -53,6 +53,7 @@ def _site(run: run_folder.RunFolder, made: Mapping[str, Any], gaps: Mapping[str,
         "personal": kept["personal"]["sites"][site][primary],
         "chosen": arms[PERSONAL]["sites"][site][primary],
         "choice": kept["choice"]["name"],
+        "validation_units": kept["choice"]["units"],
     }
     for of, key in KEYS.items():
         gap = gaps[of].get(site)
@@ -159,6 +160,13 @@ def _guard(benefit: Mapping[str, Any]) -> str:
         else ""
     )
     note = f" Under {LEAST} independent test units, so no interval: {', '.join(few)}." if few else ""
+    thin = [
+        f"{site} ({row['validation_units']})"
+        for site, row in sites
+        if row.get("validation_units", choice.FEW) < choice.FEW
+    ]
+    if thin:
+        note += f" The choice rests on under {choice.FEW} validation patients, and promises little: {', '.join(thin)}."
     return (
         "Joined: better than its own model with the whole 95 % interval; worse: the same the other way; no difference: "
         f"the interval holds 0; declined: it chose its own model; cannot tell: too few test units.{note}{bare}"

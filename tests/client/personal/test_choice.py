@@ -60,6 +60,25 @@ def test_with_too_few_patients_the_default_is_taken_whatever_they_say(values: tu
     assert (chosen.name, chosen.reason) == (choice.PREFERENCE[0], "few")
 
 
+@pytest.mark.parametrize("kept", [(0.9,), (0.9, 0.5)])
+def test_what_few_patients_choose_is_not_far_below_the_global_adapter_on_them(kept: tuple[float, ...]) -> None:
+    """Where it finds everything in the one patient and the first of the order nothing, it is kept; not else."""
+    lost = (0.0, *kept[1:])
+    seen = {name: cases(*lost) for name in NAMES} | {choice.GLOBAL: cases(*kept), "mix 0.25": cases(0.86, *kept[1:])}
+    assert choice.choose(seen).name == "mix 0.25", "the first of the order that is near enough"
+    level = {name: cases(*(value - 0.04 for value in kept)) for name in NAMES} | {choice.GLOBAL: cases(*kept)}
+    assert choice.choose(level).name == (choice.PREFERENCE[0] if len(kept) == 1 else choice.GLOBAL)
+    if len(kept) == 2:
+        third = {name: cases(*(row.value for row in rows), 0.5) for name, rows in seen.items()}
+        assert choice.choose(third).name == choice.PREFERENCE[0], "three have an error that is worth something"
+
+
+def test_who_has_few_patients_is_told_on_how_many_the_choice_rests() -> None:
+    assert choice.rests_on(0).startswith("the choice rests on no validation patient")
+    assert choice.rests_on(1).startswith("the choice rests on 1 validation patient: on it it is not below the global")
+    assert choice.rests_on(2).startswith("the choice rests on 2 validation patients: on them it is")
+
+
 def test_what_all_patients_agree_on_is_taken() -> None:
     level = dict.fromkeys(NAMES, 0.5) | {choice.GLOBAL: 0.8}
     chosen = choice.choose({name: cases(*(value + 0.01 * at for at in range(4))) for name, value in level.items()})
