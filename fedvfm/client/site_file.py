@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedvfm import errors, seeding
 from fedvfm.config import privacy, schema
 from fedvfm.config import survey as surveys
-from fedvfm.data import bags, channels, columns, defect, labels, partial_labels, unlabelled
+from fedvfm.data import bags, channels, columns, defect, input_rows, labels, partial_labels, unlabelled
 from fedvfm.data import sample as samples
 from fedvfm.data.partition import splits as splitting
 from fedvfm.data.partition import virtual_hospitals
@@ -260,6 +260,8 @@ def surveyed(site: schema.SiteConfig, survey: surveys.Survey) -> tuple[samples.S
     wrong += collection.label_faults(survey, site.labelled, without_labels=site.without_labels)
     if wrong:
         raise errors.ConfigError("survey and data", wrong)
+    if survey.columns and site.table == "given":
+        source = input_rows.InputRows(source, collection.inputs(survey), "survey.columns")
     parts = whole(site, split(site, belonging(site, source.samples()), source))
     return source, collection.imaged(sample for name in collection.SEEN for sample in parts[name])
 

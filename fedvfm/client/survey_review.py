@@ -13,6 +13,7 @@ from fedvfm.config import survey as surveys
 from fedvfm.survey import answer, collection, layout, noise
 from fedvfm.trust import signed_documents
 
+COLUMNS = "; of a column, where so few have no value, they count as the mean of the others"
 NEVER = (
     "images, masks, names of files or patients, the values of any single patient, anything of the test split, and what "
     "the policy does not name; they stay on this machine"
@@ -33,6 +34,7 @@ def words(survey: surveys.Survey, answered: int = 0) -> list[tuple[str, str]]:
         ("task", f"{survey.task} of {', '.join(survey.class_names)}"),
         ("looks at", _looks(survey)),
         *(("leaves", f"{surveys.STATISTICS[name]}, in {_bins(survey, name)}") for name in survey.statistics),
+        *((("columns", _columns(survey)),) if survey.columns else ()),
         ("withheld", _withheld(survey)),
         ("noise", _noise(survey)),
         ("never leaves", NEVER),
@@ -47,6 +49,15 @@ def words(survey: surveys.Survey, answered: int = 0) -> list[tuple[str, str]]:
             )
         )
     return [(heading, signed_documents.shown(text)) for heading, text in rows]
+
+
+def _columns(survey: surveys.Survey) -> str:
+    own = [group for group in layout.groups(survey) if group.span is not None]
+    return "of your table: " + ", ".join(
+        f"{name} ({group.span[0]:g} to {group.span[1]:g}{group.unit and ' '}{group.unit})"
+        for name, group in zip(survey.columns, own, strict=True)
+        if group.span is not None
+    )
 
 
 def _looks(survey: surveys.Survey) -> str:
@@ -67,7 +78,7 @@ def _withheld(survey: surveys.Survey) -> str:
         return f"the whole answer where there are fewer than {survey.least_patients} patients (or policy.min_units)"
     return (
         f"every number that fewer than {survey.least_patients} patients (or policy.min_units, if that is more) have a "
-        "part in, and those from which one could be worked out"
+        "part in, and those from which one could be worked out" + COLUMNS * bool(survey.columns)
     )
 
 
@@ -124,6 +135,12 @@ def told_lines(survey: surveys.Survey, values: Mapping[str, Sequence[int | None]
     rows = []
     for group in layout.groups(survey):
         row = values[group.name]
+        if seen := layout.moments(group, row):
+            sentence = (
+                f"{seen.count / layout.WHOLE:g} patients, mean {seen.mean:.4g}, standard deviation {seen.deviation:.4g}"
+            )
+            rows.append(f"  {group.name}: {sentence}{group.unit and ' '}{group.unit}")
+            continue
         shown = [
             f"{label}: {value / layout.WHOLE:.2f}".removesuffix(".00")
             for label, value in zip(group.labels, row, strict=True)

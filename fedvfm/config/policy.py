@@ -66,6 +66,8 @@ STATISTICS = {
     "foreground": "intensities of the pixels of structures alone, as a histogram of each channel",
     "classes": "how many patients have each class",
     "class-shares": "which share of a patient's pixels (in classification: of a patient's images) each class has",
+    "columns": "how many patients have a value in each column of a table that the survey names, the sum of these and "
+    "of their squares (mean and standard deviation)",
 }
 """Name of a statistic -> what it tells. Each is a sum over patients; none holds a value of a single one."""
 
@@ -147,7 +149,8 @@ class PolicyConfig(Part):
     left out: rounded, without noise. Change: give it where no number may leave that a patient's own result shows in."""
     surveys: Annotated[tuple[base.Name, ...], base.names()] = ()
     """Statistics that a survey may ask for: patients, images, sizes, spacings, intensities, foreground, classes,
-    class-shares; none leaves of fewer patients than min_units. Change: to those that an approved survey asks for."""
+    class-shares, columns; none leaves of fewer patients than min_units. Change: to those that an approved survey asks
+    for."""
     max_surveys: Annotated[int, Field(ge=0)] = 1
     """(surveys) That are answered here in all, each once; two answers differ by the patients that came or went. Change:
     up where another one is worth that."""

@@ -14,13 +14,17 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from fedvfm.config import base, policy, schema
+from fedvfm.config import base, inputs, policy, schema
 from fedvfm.storage import hash_chain
 
 STATISTICS = policy.STATISTICS
 MOST_EDGES = 512
+LATER = Field(exclude_if=lambda given: not given)
+"""Of a key that came later: written only where it is given, so that surveys before it keep their hashes."""
 
-Statistic = Literal["patients", "images", "sizes", "spacings", "intensities", "foreground", "classes", "class-shares"]
+Statistic = Literal[
+    "patients", "images", "sizes", "spacings", "intensities", "foreground", "classes", "class-shares", "columns"
+]
 Edges = Annotated[tuple[base.Positive, ...], Field(strict=False, min_length=1, max_length=MOST_EDGES)]
 _SIZES = (64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048, 3072, 4096)
 _SPACINGS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.5, 10.0)
@@ -48,8 +52,8 @@ class Survey(schema.Strict):
     class_names: Annotated[tuple[base.Name, ...], Field(min_length=2, max_length=256, strict=False)]
     """The classes that all sites have; in segmentation the first is the background. Change: to your classes."""
     statistics: Annotated[tuple[Statistic, ...], Field(strict=False, min_length=1)]
-    """What is asked: patients, images, sizes, spacings, intensities, foreground, classes, class-shares. Change: leave
-    out what you do not need; each site's policy names what it lets out."""
+    """What is asked: patients, images, sizes, spacings, intensities, foreground, classes, class-shares, columns.
+    Change: leave out what you do not need; each site's policy names what it lets out."""
     least_patients: Annotated[int, Field(ge=2, le=10_000)] = 10
     """(patients) What fewer have a part in is withheld; a site's policy may ask for more. Change: up where even ten are
     too few to speak of."""
@@ -79,6 +83,15 @@ class Survey(schema.Strict):
     a bin are withheld."""
     spacing_edges: Edges = _SPACINGS
     """(millimetres) Edges of the bins of pixels and slices. Change: as size_edges."""
+    columns: Annotated[tuple[base.Name, ...], base.names(), LATER] = ()
+    """Columns of numbers of the sites' tables, for the statistic columns, as recipe.inputs.numbers names them. Change:
+    to those that a recipe will take beside the images."""
+    column_ranges: Annotated[tuple[inputs.Range, ...], base.names(), LATER] = ()
+    """(units of the column) The least and the greatest value of each of columns; what lies outside is refused, and a
+    patient weighs no more than the greatest. Change: to what is possible at all; the narrower, the less noise."""
+    column_units: Annotated[tuple[base.Name, ...], base.names(), LATER] = ()
+    """The unit of each of columns, as whoever approves reads it. Change: to that of the tables; sites convert theirs.
+    """
     privacy: SurveyPrivacy | None = None
     """Noise for whole patients; left out, exact numbers without what few have a part in."""
 
@@ -99,9 +112,23 @@ class Survey(schema.Strict):
             edges = getattr(self, name)
             if list(edges) != sorted(set(edges)):
                 raise ValueError(f"{name}: each edge must be above the one before")
+        self._agree_on_columns()
         if len(self.channels) not in (0, 1, 3) or (len(self.channels) == 3 and self.colours == 1):
             raise ValueError("channels: one name, or three with colours = 3")
         return self
+
+    def _agree_on_columns(self) -> None:
+        names = self.columns
+        if bool(names) != ("columns" in self.statistics):
+            raise ValueError(
+                'columns: names of columns and the statistic "columns" go together; leave out both or none'
+            )
+        if len(set(names)) < len(names) or set(names) & set(inputs.OWN):
+            raise ValueError(f"columns: each once, and none of {', '.join(inputs.OWN)}")
+        if len(self.column_ranges) != len(names) or len(self.column_units) not in (0, len(names)):
+            raise ValueError("column_ranges, column_units: one for each of columns; units may be left out")
+        if any(not low < high or not math.isfinite(high - low) for low, high in self.column_ranges):
+            raise ValueError("column_ranges: the first must be below the second")
 
     @functools.cached_property
     def hash(self) -> str:

@@ -51,7 +51,7 @@ def of(source: data.Source, recipe: schema.Recipe, *, table: bool = True) -> dat
             wrong with the columns; of whole volumes what is no slice of one, or lacks slices.
     """
     source = missing_images.taken(source, recipe)
-    shown = input_rows.InputRows(source, recipe) if table and recipe.inputs.columns else source
+    shown = input_rows.InputRows(source, recipe.inputs) if table and recipe.inputs.columns else source
     missing_images.require_rows(shown)
     answered = columns.Columns(shown, recipe) if recipe.target.of_columns else shown
     if recipe.data.depth:

@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fedvfm import errors
-from fedvfm.config import inputs, schema
+from fedvfm.config import inputs
 from fedvfm.data import columns, defect
 from fedvfm.data import sample as data
 from fedvfm.data.sources import index
 
 Row = tuple[float | None, ...]
+KEY = "recipe.inputs"
 
 
 class InputRows(data.Wrapped):
@@ -25,7 +26,8 @@ class InputRows(data.Wrapped):
 
     Args:
         source: of images, with a table.
-        recipe: of the run.
+        chosen: the columns.
+        key: of the document that names them.
 
     Raises:
         DataError: if the source has no table with these columns, or no value in them of any sample; else listing cells
@@ -34,26 +36,25 @@ class InputRows(data.Wrapped):
 
     _source: columns.Tabled
 
-    def __init__(self, source: data.Source, recipe: schema.Recipe) -> None:
+    def __init__(self, source: data.Source, chosen: inputs.InputsConfig, key: str = KEY) -> None:
         if not isinstance(source, columns.Tabled):
             raise defect.OPTIONS.error(
-                f"recipe.inputs: source '{source.info.name}' has no table of columns; use source 'folder' with a table "
+                f"{key}: source '{source.info.name}' has no table of columns; use source 'folder' with a table "
                 "table.csv"
             )
         super().__init__(source)
-        chosen = recipe.inputs
         remedy = '; a site without any of them says table = "absent" in its file'
-        columns.require_columns(source, chosen.columns, "recipe.inputs", remedy)
+        columns.require_columns(source, chosen.columns, key, remedy)
         samples, faults = [], list[errors.Fault]()
         for sample in source.samples():
-            row, wrong = read(columns.places(self, sample, sample.case or sample.unit), source.row(sample), chosen)
+            row, wrong = read(columns.places(self, sample, sample.case or sample.unit), source.row(sample), chosen, key)
             faults += wrong
             samples.append(dataclasses.replace(sample, inputs=row))
         # A case is listed once, whatever the number of its images.
         index.refuse(Path(source.info.name), list(dict.fromkeys(faults)))
         if samples and not any(sample.inputs for sample in samples):
             raise defect.TABLE.error(
-                f"{source.info.name}: no sample has a value in {', '.join(chosen.columns)}, which recipe.inputs names; "
+                f"{source.info.name}: no sample has a value in {', '.join(chosen.columns)}, which {key} names; "
                 f"compare the column id of the table with the names of images, studies or cases{remedy}"
             )
         self._samples = tuple(samples)
@@ -68,7 +69,7 @@ class InputRows(data.Wrapped):
 
 
 def read(
-    place: Callable[[str], str], cells: Mapping[str, str], chosen: inputs.InputsConfig
+    place: Callable[[str], str], cells: Mapping[str, str], chosen: inputs.InputsConfig, key: str = KEY
 ) -> tuple[Row, list[errors.Fault]]:
     """A row, empty where nothing of it is known, and a fault for each cell that cannot be meant.
 
@@ -77,7 +78,8 @@ def read(
     Args:
         place: column -> how a fault names the sample.
         cells: by column.
-        chosen: the recipe's columns.
+        chosen: the columns.
+        key: of the document that names them.
     """
     row, faults = list[float | None](), list[errors.Fault]()
     for column, (low, high) in zip(chosen.numbers, chosen.ranges, strict=True):
@@ -90,7 +92,7 @@ def read(
             text = f"{where}: is no number; correct it, or leave the cell empty where the value is missing"
             faults.append(defect.TABLE.fault(text))
         elif not low <= value <= high:
-            text = f"{where}: {value:g} lies outside of {low:g} to {high:g} (recipe.inputs); check its unit"
+            text = f"{where}: {value:g} lies outside of {low:g} to {high:g} ({key}); check its unit"
             faults.append(defect.COLUMN_RANGE.fault(text))
     for column in sorted(chosen.categories):
         cell, words = cells.get(column, "").strip(), [word.strip().casefold() for word in chosen.categories[column]]
@@ -100,7 +102,7 @@ def read(
         if not known and not missing:
             text = (
                 f"{place(column)}, column '{column}': holds none of the words {', '.join(chosen.categories[column])} "
-                "(recipe.inputs); write one of them, or leave the cell empty where it is not known"
+                f"({key}); write one of them, or leave the cell empty where it is not known"
             )
             faults.append(defect.COLUMN_RANGE.fault(text))
     return (tuple(row) if any(value is not None for value in row) else ()), faults

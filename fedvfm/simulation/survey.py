@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedvfm import errors
 from fedvfm.config import schema
@@ -27,7 +27,8 @@ SEEDED = f"{SIMULATED}; the noise is drawn from a seed, so it protects nobody."
 
 def of_experiment(experiment: schema.Experiment) -> surveys.Survey:
     """The survey that asks for all that fits an experiment's task."""
-    return draft.default(bags.data_of(experiment.recipe.task.kind), experiment.recipe.data)
+    recipe = experiment.recipe
+    return draft.default(bags.data_of(recipe.task.kind), recipe.data, recipe.inputs)
 
 
 def ask(
@@ -88,9 +89,11 @@ def run(
         )
         raise errors.ConfigError("survey", [fault])
     same = collection.contract(asked).model_dump(include={"plane", "channels", "modality", "intensity"})
-    recipe = experiment.recipe.model_copy(
-        update={"data": experiment.recipe.data.model_copy(update={**same, "window": None, "stack": 1})}
-    )
+    changes: dict[str, Any] = {"data": experiment.recipe.data.model_copy(update={**same, "window": None, "stack": 1})}
+    if asked.columns:
+        missing = {"images_missing": experiment.recipe.inputs.images_missing}
+        changes["inputs"] = collection.inputs(asked).model_copy(update=missing)
+    recipe = experiment.recipe.model_copy(update=changes)
     hospitals = experiments.hospitals(experiment.model_copy(update={"recipe": recipe}))
     partly = [f"{own.name}: {fault}" for own in hospitals for fault in collection.label_faults(asked, own.labelled)]
     if partly:

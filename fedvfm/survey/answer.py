@@ -85,6 +85,10 @@ def faults(answer: Answer, survey: surveys.Survey, site: str) -> list[str]:
     every = [value for row in answer.values.values() for value in row if value is not None]
     if any(value < 0 for value in every):
         return ["a number is below nought, and it has no noise"]
+    for group in groups:
+        row = answer.values[group.name]
+        if group.span is not None and set(row) != {None} and (None in row or list(row) != sorted(row, reverse=True)):  # type: ignore[type-var]
+            return ["the sums of a column are none that values could have"]
     patients = answer.values.get("patients", (None,))[0]
     most = MOST if patients is None else patients
     sums = [
@@ -218,6 +222,7 @@ def to_json(result: Merged) -> dict[str, Any]:
                 "statistic": group.statistic,
                 "unit": group.unit,
                 "edges": list(group.edges),
+                **_column(group, result.values[group.name]),
                 "bins": list(group.labels),
                 "patients": list(result.values[group.name]),
                 "withheld_at": list(result.withheld[group.name]),
@@ -226,3 +231,12 @@ def to_json(result: Merged) -> dict[str, Any]:
             for group in layout.groups(result.survey)
         },
     }
+
+
+def _column(group: layout.Group, row: Sequence[float | None]) -> dict[str, Any]:
+    """Of a column of a table its range, mean and standard deviation."""
+    if group.span is None:
+        return {}
+    seen = layout.moments(group, row)
+    values = {"mean": None, "deviation": None} if seen is None else {"mean": seen.mean, "deviation": seen.deviation}
+    return {"range": list(group.span), **values}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from fedvfm import errors
+from fedvfm.config import inputs as inputs_config
 from fedvfm.config import schema
 from fedvfm.config import survey as surveys
 from fedvfm.data import defect
@@ -53,6 +54,18 @@ def contract(survey: surveys.Survey) -> schema.DataContract:
     """How a source shows its images to a survey: as a recipe of the same classes and plane would, not stretched."""
     values = survey.model_dump(include={"class_names", "modality", "plane", "channels"})
     return schema.DataContract(**values, intensity="none")
+
+
+def inputs(survey: surveys.Survey) -> inputs_config.InputsConfig:
+    """The survey's columns as a recipe has them, so that a table is read and refused as in training."""
+    spans = survey.column_ranges
+    return inputs_config.InputsConfig(
+        numbers=survey.columns,
+        units=survey.column_units,
+        ranges=spans,
+        centres=tuple((low + high) / 2 for low, high in spans),
+        scales=tuple((high - low) / 4 for low, high in spans),
+    )
 
 
 def patients(samples: Sequence[data.Sample], source: object = None) -> dict[str, list[data.Sample]]:
@@ -107,6 +120,7 @@ def row(
                 raise error.at(f"sample '{sample.id}'") from None
     if survey.task == "classification" and set(OF_LABELS) & set(survey.statistics):
         seen.label(samples)
+    seen.add_values(samples)
     return {group.name: seen.part(group) for group in groups}
 
 
@@ -185,10 +199,20 @@ class _Patient:
                 raise defect.STRUCTURE.error("an image without a class; name it in the table")
             self._classes[sample.label] += 1
 
+    def add_values(self, samples: Sequence[data.Sample]) -> None:
+        """Its values in the columns of the table; of several rows the lower median counts."""
+        for at, name in enumerate(self._survey.columns):
+            for sample in samples:
+                value = sample.inputs[at] if sample.inputs else None
+                if value is not None:
+                    self._note(f"value-{name}", value)
+
     def part(self, group: layout.Group) -> layout.Whole:
         """What it adds to a group."""
         if group.statistic in ("intensities", "foreground"):
             return self._of_intensities(group)
+        if group.span is not None:
+            return layout.powers(group, self._median(group.name))
         if group.several:
             return np.where(self._classes > 0, layout.WHOLE, 0).astype(np.int64)
         if group.statistic == "class-shares":

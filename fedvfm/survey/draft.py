@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Sequence
 from typing import Any
 
+from fedvfm.config import inputs as inputs_config
 from fedvfm.config import schema
 from fedvfm.config import survey as surveys
 from fedvfm.templates import drafts
@@ -25,17 +26,21 @@ HEAD = """\
 
 def values_of(task: str, classes: Sequence[str], modality: str = "any") -> dict[str, Any]:
     """What a survey asks for where nobody says otherwise: all that fits the task."""
-    statistics = [name for name in surveys.STATISTICS if name != "foreground" or task == "segmentation"]
+    fitting = [name for name in surveys.STATISTICS if name != "columns"]
+    statistics = [name for name in fitting if name != "foreground" or task == "segmentation"]
     values = {"title": "Before training", "task": task, "class_names": list(classes), "statistics": statistics}
     return values | (CT if modality == "CT" else {} if modality == "any" else {"modality": modality})
 
 
-def default(task: str, contract: schema.DataContract) -> surveys.Survey:
-    """The survey for a recipe's data."""
+def default(task: str, contract: schema.DataContract, inputs: inputs_config.InputsConfig) -> surveys.Survey:
+    """The survey for a recipe's data, and for the columns of numbers that it takes beside the images."""
     values = values_of(task, contract.class_names, contract.modality)
     values |= {"plane": contract.plane, "channels": list(contract.channels)}
     if len(contract.channels) == 3:
         values["colours"] = 3
+    if inputs.numbers:
+        values["statistics"] = [*values["statistics"], "columns"]
+        values |= {"columns": inputs.numbers, "column_ranges": inputs.ranges, "column_units": inputs.units}
     return schema.parse(surveys.Survey, values, "survey")
 
 
@@ -51,7 +56,7 @@ def text(task: str, classes: Sequence[str], modality: str = "any") -> str:
     for name, field in surveys.Survey.model_fields.items():
         if name == "privacy":
             continue
-        value = parsed.model_dump(mode="json")[name]
+        value = parsed.model_dump(mode="json").get(name, field.default)
         default_there = name not in values and not field.is_required()
         lines += _notes(name, field.description or "")
         lines.append(f"{'#' if default_there else ''}{name} = {drafts.literal(value)}")

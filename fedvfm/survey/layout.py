@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,9 @@ IMAGE_EDGES = (1, 2, 3, 5, 9, 17, 33, 65, 129, 257, 513, 1025)
 UNKNOWN = "not known"
 NO_STRUCTURE, NO_PIXEL = "no structure", "no pixel"
 
+MOMENTS = ("have a value", "sum", "sum of squares")
+"""Of a column of a table, each patient's value as a share of the column's range: 1, the share, its square."""
+
 Whole = NDArray[np.int64]
 
 
@@ -39,6 +43,7 @@ class Group:
         labels: of its bins, in words.
         unit: of the edges.
         several: whether a patient may be in several bins with all it adds, as one that has several classes.
+        span: of a column of a table, its least and greatest value, in units of which its sums are; None of histograms.
     """
 
     name: str
@@ -47,6 +52,7 @@ class Group:
     edges: tuple[float, ...] = ()
     unit: str = ""
     several: bool = False
+    span: tuple[float, float] | None = None
 
     @property
     def sensitivity(self) -> float:
@@ -74,6 +80,12 @@ def groups(survey: surveys.Survey) -> tuple[Group, ...]:
         ],
         "classes": [Group("class-patients", "classes", survey.class_names, several=True)],
         "class-shares": [Group("class-shares", "class-shares", survey.class_names)],
+        "columns": [
+            Group(f"value-{name}", "columns", MOMENTS, unit=unit, several=True, span=span)
+            for name, span, unit in zip(
+                survey.columns, survey.column_ranges, survey.column_units or ("",) * len(survey.columns), strict=True
+            )
+        ],
     }
     return tuple(group for name in surveys.STATISTICS if name in survey.statistics for group in made_of[name])
 
@@ -117,3 +129,47 @@ def apportioned(amounts: Whole) -> Whole:
     order = np.argsort(-rest, kind="stable")
     parts[order[: WHOLE - int(parts.sum())]] += 1
     return parts
+
+
+def powers(group: Group, value: float | None) -> Whole:
+    """What a patient adds to a column: :data:`WHOLE`, its value as a share of the range, the square; 0 without one.
+
+    Shapes: (3,), from 0 to WHOLE, none above the one before.
+    """
+    if value is None or group.span is None:
+        return np.zeros(len(MOMENTS), np.int64)
+    low, high = group.span
+    share = round(WHOLE * min(1.0, max(0.0, (value - low) / (high - low))))
+    return np.array([WHOLE, share, round(share * share / WHOLE)], np.int64)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What the patients' values in a column come to.
+
+    Attributes:
+        count: patients that have one.
+        mean, deviation: of these, in the column's unit; the deviation is that of all of them, not of a sample.
+        variance: in units of the square of the range; with noise it may be below nought.
+    """
+
+    count: float
+    mean: float
+    deviation: float
+    variance: float
+
+
+def moments(group: Group, row: Sequence[float | None]) -> Moments | None:
+    """Mean and standard deviation of a column's sums; None where they are withheld, or noise left nobody.
+
+    Args:
+        group: the column's.
+        row: its numbers, in patients or in units of :data:`WHOLE` a patient.
+    """
+    known = [value for value in row if value is not None]
+    if group.span is None or len(known) < len(MOMENTS) or known[0] <= 0:
+        return None
+    low, high = group.span
+    share, square = known[1] / known[0], known[2] / known[0]
+    variance = square - share**2
+    return Moments(known[0], low + (high - low) * share, (high - low) * math.sqrt(max(0.0, variance)), variance)

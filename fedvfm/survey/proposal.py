@@ -39,10 +39,19 @@ FINER = 0.1
 """Quantile of the distance of anisotropic slices that volumes are resampled to, by nnU-Net's rule."""
 SURE = 2.0
 """Standard deviations of the noise that a rule reckons with."""
-RESTING = ("data.input_size", "data.window", "data.spacing", "task.class_weights")
+CENTRES, SCALES = "inputs.centres", "inputs.scales"
+RESTING = ("data.input_size", "data.window", "data.spacing", "task.class_weights", CENTRES, SCALES)
 """Keys whose values rest on what sites tell."""
 APART = 0.1
 """Share of a value by which it must change without a site before that is said."""
+DIGITS = 4
+"""Significant digits of a proposed centre or scale."""
+SPREAD = 3.0 * math.sqrt(2.0)
+"""Noise of the variance in noises of a patient's share: var(q/k - (s/k)^2) with q, s, k from 0 to k, at most."""
+NARROWEST = 10 / layout.WHOLE
+"""(of the range, squared) Variance of a column below which the rounding of its sums would show."""
+HALF = 0.5
+"""Share of a column's variance that noise may be."""
 NEAR = 0.1
 """Share of the patients that noise may move a median by; a tail it may move by no more than the tail itself."""
 
@@ -171,16 +180,21 @@ def of_answers(
         if key not in RESTING:
             return why
         others = [(site, values.get(key)) for site, values in sorted(without.items())]
-        hang = [f"without site '{site}' {_said(value)}" for site, value in others if _far(whole.values[key], value)]
+        units = whole.values[SCALES] if key in (CENTRES, SCALES) else None
+        hang = [
+            f"without site '{site}' {_said(value)}" for site, value in others if _far(whole.values[key], value, units)
+        ]
         return "; ".join([why, *bound, *hang])
 
     return Proposal(whole.values, tuple((key, reason(key, why)) for key, why in whole.reasons), whole.left, whole.task)
 
 
-def _far(value: list[float], other: list[float] | None) -> bool:
-    """Whether two values differ by more than :data:`APART` of the larger number."""
-    if other is None:
+def _far(value: list[float], other: list[float] | None, units: list[float] | None) -> bool:
+    """Whether two values differ by more than :data:`APART` of the larger number, or of units of their own."""
+    if other is None or len(other) != len(value):
         return True
+    if units is not None:
+        return any(abs(own - theirs) > APART * unit for own, theirs, unit in zip(value, other, units, strict=True))
     most = max(abs(number) for number in value)
     return max(abs(own - theirs) for own, theirs in zip(value, other, strict=True)) > APART * most
 
@@ -213,6 +227,10 @@ def propose(result: answer.Merged, backbone: str, largest: int = LARGEST, task: 
         else:
             values[key] = value
             reasons.append((key, why))
+    columns, without = _columns(result, task)
+    values |= {key: value for key, value, _ in columns}
+    reasons += [(key, why) for key, _, why in columns]
+    left += without
     if not volumes:
         left.append(("spacing", _spacing(result)))
     else:
@@ -221,6 +239,8 @@ def propose(result: answer.Merged, backbone: str, largest: int = LARGEST, task: 
     return Proposal(values, tuple(reasons), tuple(left), task)
 
 
+TABULAR = ("classification", "case-classification")
+"""Tasks that take a table beside the image."""
 Ruled = tuple[str, Any, str]
 """Key, value (None to leave it), and why."""
 
@@ -380,6 +400,59 @@ def _spacing(result: answer.Merged) -> str:
     if between >= ANISOTROPIC * min(row, column):
         return f"{said}: anisotropic, so slices are best cut as the scanner did (data.plane), and each seen by itself"
     return f"{said}; a recipe of slices has no target spacing: images are resized (data.fit)"
+
+
+def _columns(result: answer.Merged, task: str) -> tuple[list[Ruled], list[tuple[str, str]]]:
+    """The columns of a table that a recipe may take, with mean and standard deviation as public constants.
+
+    Those of which these are not known stay out, each with its reason.
+    """
+    survey, left = result.survey, list[tuple[str, str]]()
+    if survey.columns and task not in TABULAR:
+        return [], [("inputs", f"task '{task}' takes no table beside the image")]
+    known = dict[int, layout.Moments]()
+    for at, name in enumerate(survey.columns):
+        group = result.group(f"value-{name}")
+        seen = None if group is None else layout.moments(group, result.values[group.name])
+        if why := _unknown(seen, result.noise.get(f"value-{name}", 0.0)):
+            left.append(("inputs.numbers", f"{name} is left out: {why}"))
+        elif seen is not None:
+            known[at] = seen
+    if not known:
+        return [], left
+    rule = "mean over patients, one value each" + (" with noise" if result.noise else "")
+    low, high = zip(*(survey.column_ranges[at] for at in known), strict=True)
+    centres = [
+        min(max(_rounded(seen.mean), least), most) for seen, least, most in zip(known.values(), low, high, strict=True)
+    ]
+    why = ", ".join(f"{survey.columns[at]} of {seen.count:.0f} patients" for at, seen in known.items())
+    rows: list[Ruled] = [
+        ("inputs.numbers", [survey.columns[at] for at in known], "as the survey asked"),
+        ("inputs.ranges", [list(survey.column_ranges[at]) for at in known], "as the survey asked"),
+        (CENTRES, centres, f"{rule}: {why}"),
+        (SCALES, [_rounded(seen.deviation) for seen in known.values()], "standard deviation of the same"),
+    ]
+    if survey.column_units:
+        rows.append(("inputs.units", [survey.column_units[at] for at in known], "as the survey asked"))
+    return rows, left
+
+
+def _unknown(seen: layout.Moments | None, noise: float) -> str:
+    """Why a column's mean and standard deviation cannot be proposed; empty where they can."""
+    if seen is None:
+        return "withheld, as too few patients have a value, or lost in the noise"
+    if not noise and seen.variance < NARROWEST:
+        return f"its values differ by less than {math.sqrt(NARROWEST):.1%} of its range; ask with a narrower one"
+    if SURE * SPREAD * noise > HALF * seen.variance * seen.count:
+        return (
+            f"the noise (a standard deviation of {noise:.3g} patients a number) may be more than {HALF:.0%} of its "
+            f"variance over {seen.count:.0f} patients; ask with a larger epsilon, fewer statistics or a narrower range"
+        )
+    return ""
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
 
 
 def _share(value: float | None) -> str:

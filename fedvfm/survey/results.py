@@ -95,6 +95,8 @@ def _group(
     noise: Mapping[str, float],
 ) -> list[str]:
     unit = f" ({group.unit})" if group.unit else ""
+    if group.span is not None:
+        return _column(group, values, withheld, noise)
     rows = [
         f"| {_cell(label)} | {f'{value:.2f}'.rstrip('0').rstrip('.')} | {hidden or ''} |"
         for label, value, hidden in zip(group.labels, values, withheld, strict=True)
@@ -108,6 +110,19 @@ def _group(
     more = " ".join(part for part in (deviation, bare) if part)
     heads = ["| bin | patients | sites that withhold it |", "|---|---|---|"]
     return [f"## {group.name}{unit}", "", *heads, *rows, "", *([more, ""] if more else [])]
+
+
+def _column(
+    group: layout.Group, values: Sequence[float | None], withheld: Sequence[int], noise: Mapping[str, float]
+) -> list[str]:
+    seen, unit = layout.moments(group, values), f" ({_cell(group.unit)})" if group.unit else ""
+    head = [f"## {_cell(group.name)}{unit}", ""]
+    if seen is None:
+        return [*head, "All of it is withheld: too few patients have a value, or noise left none.", ""]
+    shown = f"{seen.count:.2f} patients, mean {seen.mean:.4g}, standard deviation {seen.deviation:.4g}."
+    hidden = f"Withheld at {quantity.of(withheld[0], 'site')}." if withheld[0] else ""
+    noised = f"Noise: {noise[group.name]:.2f} patients on each of the three sums." if group.name in noise else ""
+    return [*head, " ".join(filter(None, (shown, hidden, noised))), ""]
 
 
 def _cell(text: str) -> str:

@@ -52,6 +52,9 @@ class Totals:
         """The sums without what fewer than ``least`` patients have a part in."""
         sums, shown = self.sums(), {}
         for group in groups:
+            if group.span is not None:
+                shown[group.name] = column_shown(self.rows[group.name], least)
+                continue
             hidden = withheld(self.rows[group.name], least, several=group.several)
             numbers = zip(sums[group.name].tolist(), hidden.tolist(), strict=True)
             shown[group.name] = tuple(None if is_hidden else int(value) for value, is_hidden in numbers)
@@ -86,3 +89,22 @@ def withheld(rows: layout.Whole, least: int, *, several: bool = False) -> NDArra
             break
         hidden[np.flatnonzero(~hidden)[np.argmin(support[~hidden])]] = True
     return hidden
+
+
+def column_shown(rows: layout.Whole, least: int) -> Shown:
+    """The sums of a column: all three or none.
+
+    None where fewer than ``least`` patients have a value. Where fewer than that have none, they count as patients with
+    the mean and the spread of the others, whether there are any or not: how many they are would tell of them.
+
+    Args:
+        rows: what each patient adds. Shapes: (patients, 3).
+        least: patients.
+    """
+    have = int((rows[:, 0] > 0).sum())
+    if have < least:
+        return (None,) * rows.shape[1]
+    sums: list[int] = rows.sum(axis=0, dtype=np.int64).tolist()
+    if len(rows) - have >= least:
+        return tuple(sums)
+    return tuple((value * len(rows) + have // 2) // have for value in sums)

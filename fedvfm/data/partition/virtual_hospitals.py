@@ -273,8 +273,11 @@ def without_table(
 
 
 def _tableless(hospital: Hospital) -> Hospital:
+    def rowless(sample: data.Sample) -> data.Sample:
+        return dataclasses.replace(sample, inputs=(), images=tuple(map(rowless, sample.images)))
+
     kept = {
-        split: tuple(dataclasses.replace(sample, inputs=()) for sample in part if not sample.without_image)
+        split: tuple(rowless(sample) for sample in part if not sample.without_image)
         for split, part in hospital.splits.items()
     }
     return _rest(hospital, kept, lambda sample: sample.without_image, "without an image and, here, without a row")
