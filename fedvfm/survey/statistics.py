@@ -107,4 +107,5 @@ def column_shown(rows: layout.Whole, least: int) -> Shown:
     sums: list[int] = rows.sum(axis=0, dtype=np.int64).tolist()
     if len(rows) - have >= least:
         return tuple(sums)
-    return tuple((value * len(rows) + have // 2) // have for value in sums)
+    scaled: list[int] = [(value * len(rows) + have // 2) // have for value in sums]
+    return tuple(scaled)
