@@ -103,7 +103,7 @@ def column_shown(rows: layout.Whole, least: int) -> Shown:
     """
     have = int((rows[:, 0] > 0).sum())
     if have < least:
-        return (None,) * rows.shape[1]
+        return tuple(None for _ in layout.MOMENTS)
     sums: list[int] = rows.sum(axis=0, dtype=np.int64).tolist()
     if len(rows) - have >= least:
         return tuple(sums)
