@@ -274,6 +274,7 @@ def _rounds(locked: locked_recipe.LockedRecipe) -> str:
     often = "never validated" if not recipe.evaluation.every else f"validated every {_times(recipe.evaluation.every)}"
     minutes = recipe.optimiser.round_minutes
     most = f", {minutes:g} minutes at most" if minutes else ""
+    most += ", and as long again for what stays here" if recipe.personal.kind in groups.BESIDE else ""
     return (
         f"{recipe.rounds} rounds of {passes} {'pass' if passes == 1 else 'passes'} over this site's training images"
         f"{most}, {often}, tested once at the end"

@@ -30,7 +30,7 @@ Source: Pillutla et al., "Federated Learning with Partial Model Personalization"
 
 from __future__ import annotations
 
-from fedvfm.config import schema
+from fedvfm.config import privacy, schema
 from fedvfm.state import factors, state
 
 NONE, HEAD_LOCAL, NORM_LOCAL, SHARE_A, BY_PART = "none", "head-local", "norm-local", "share-A", "by-part"
@@ -181,7 +181,8 @@ def describe(recipe: schema.Recipe) -> str:
     """What is personal, for people; empty where all of the adapter is shared."""
     kind = recipe.personal.kind
     if kind in BESIDE:
-        return f"personal ({kind}): {KINDS[kind]} stays at each site and never leaves it"
+        bare = "" if recipe.privacy.mechanism == privacy.NO_MECHANISM else ", trained without noise"
+        return f"personal ({kind}): {KINDS[kind]} stays at each site and never leaves it{bare}"
     return "" if kind == NONE else f"personal ({kind}): {KINDS[kind]} stay at each site and never leave it"
 
 

@@ -13,6 +13,7 @@ from flwr.app import Context, Message
 
 from fedvfm import errors
 from fedvfm.client import app as client_app
+from fedvfm.client import recipe_review
 from fedvfm.client.batch import jobs
 from fedvfm.client.gate import enforcement, gate, steps
 from fedvfm.client.training import beside, trainer
@@ -167,6 +168,15 @@ def test_the_personal_adapter_in_place_of_the_update_does_not_pass_the_gate(tmp_
     kept.propose(asked.hash, name, 2, start.fingerprint, dict(update.state))
     with pytest.raises(errors.TrainingError, match="is this site's personal adapter, which never leaves"):
         answered()
+
+
+def test_a_review_says_how_long_it_takes_and_what_stays(tiny_dino: Path) -> None:
+    locked = adapted_model.AdaptedModel(recipe(tiny_dino, "dual", "record-level"), with_weights=False).locked()
+    words = dict(recipe_review.words(locked))
+    assert any("and as long again for what stays here, " in value for value in words.values())
+    assert "a second pair beside every pair stays at each site and never leaves it, trained without noise" in str(words)
+    own = groups.personal_numbers(locked.manifest, locked.recipe)
+    assert f"{own:,} more train and never leave this site" in words["leaves each round"]
 
 
 def test_no_batch_job_trains_it(tiny_dino: Path) -> None:

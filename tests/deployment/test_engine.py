@@ -219,9 +219,10 @@ def test_a_site_that_cannot_start_is_named_with_its_last_words(tiny: Any, tmp_pa
     assert all(stat.S_IMODE(os.stat(path).st_mode) == 0o600 for path in logs)
 
 
-@pytest.mark.parametrize("kind", ["head-local", "by-part"])
+@pytest.mark.parametrize("kind", ["head-local", "ditto", "dual"])
 def test_arrays_that_stay_at_the_sites_over_a_real_network(tiny: Any, tmp_path: Path, kind: str) -> None:
     sets = [*TWO, "--set", f'recipe.personal.kind="{kind}"']
+    sets += ["--set", "recipe.adapter.options={personal=2}"] if kind == "dual" else []
     lines_of_both(tiny, tmp_path, tiny.experiment, *sets)
     kept = {
         engine: sorted((tmp_path / engine).rglob("personal/*/*.personal")) for engine in ("in-process", "deployment")

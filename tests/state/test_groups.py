@@ -66,6 +66,15 @@ def test_second_pairs_and_their_kind_need_each_other() -> None:
         assert "nothing would train the second pairs" in fault
 
 
+def test_people_read_what_stays_and_that_it_has_no_noise() -> None:
+    words = "personal (ditto): a whole adapter beside the global one stays at each site and never leaves it"
+    assert groups.describe(recipe("ditto")) == words
+    private = recipe("ditto").privacy.model_copy(update={"mechanism": "record-level"})
+    assert groups.describe(recipe("ditto").model_copy(update={"privacy": private})) == f"{words}, trained without noise"
+    assert groups.told(ROWS, recipe("ditto")).endswith("64 more train and never leave this site")
+    assert "noise" not in groups.describe(recipe("share-A").model_copy(update={"privacy": private}))
+
+
 def test_only_ditto_has_a_pull_and_it_needs_factors_that_stay_comparable() -> None:
     with pytest.raises(errors.ConfigError, match="proximal = 1: only kind = 'ditto' reads it"):
         recipe(personal={"kind": "dual", "proximal": 1.0})

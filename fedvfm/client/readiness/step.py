@@ -19,6 +19,7 @@ from fedvfm.data import sample as samples
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.data.readiness import finding
 from fedvfm.model import adapted_model
+from fedvfm.state import groups
 
 ROUND_TIMEOUT_S = schema.ServerConfig().round_timeout_s
 MIB = 1 << 20
@@ -119,6 +120,7 @@ def _timed(
     steps = math.ceil(counts["train"] / settings.batch_size) * settings.local_epochs
     validated = counts["val"] if model.recipe.evaluation.every else 0
     training_s = min(steps * second, 60.0 * settings.round_minutes or math.inf)
+    training_s *= 2 if model.recipe.personal.kind in groups.BESIDE else 1
     training_s += counts["train"] * image_s if without else 0.0  # the adapter answers for each image first
     round_s = training_s + validated * image_s
     return Timing(first, second, image_s, steps, round_s, _peak(model.device))
