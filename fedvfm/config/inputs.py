@@ -48,7 +48,8 @@ class InputsConfig(pydantic.BaseModel):
     Change: to film where the table changes what the image means."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """(share) Of the samples of a training step, how many are shown without their row, so that the model answers where
-    there is none. Change: up where many sites or cases have no table, to 0 where all have."""
+    there is none; with images_missing as many others without their image. Change: up where many sites or cases lack
+    either, to 0 where all have both."""
     images_missing: Annotated[bool, Field(exclude_if=lambda said: not said)] = False
     """true: cases that a table declares to be without an image (image = none) are learned from and answered by their
     row alone; false: they are left out. Change: to true where patients without an image are to be answered too."""

@@ -164,7 +164,7 @@ def test_single_images_take_a_table_in_training_prediction_and_onnx(
     assert np.allclose(*rows, atol=1e-4)
 
 
-def test_a_row_is_hidden_by_its_own_draw(values: dict[str, Any]) -> None:
+def test_a_row_or_an_image_is_hidden_by_its_own_draw(values: dict[str, Any], drawn: Path) -> None:
     """Arms and engines hide the same rows, whoever is beside; and in evaluation none is hidden."""
     what = experiment.parse(values, "tables")
     model = adapted_model.AdaptedModel(what.recipe)
@@ -175,6 +175,13 @@ def test_a_row_is_hidden_by_its_own_draw(values: dict[str, Any]) -> None:
         for sample in train
         if sample.inputs
     ]
+    both = model.under(experiment.parse(_bare(values, drawn), "tables").recipe)
+    shown = [site.example(both, train[1], 0, ("epoch", epoch)) for epoch in range(60)]
+    assert [example.hidden for example in shown] == hidden[0], (
+        "the rows that are hidden are those without such a recipe"
+    )
+    assert 0.1 < np.mean([example.sample.without_image for example in shown]) < 0.3
+    assert not any(example.hidden and example.sample.without_image for example in shown)
     assert 0.1 < np.mean(hidden) < 0.3
     assert hidden[0] == [site.example(model, train[1], 1, ("epoch", epoch)).hidden for epoch in range(60)]
     assert not site.example(model, train[0], 0, ("epoch", 1)).hidden, "there is no row to hide"

@@ -41,7 +41,8 @@ class Example:
             :data:`NO_IMAGE`.
         vectors: of a case what the frozen backbone makes of those images. Shapes: (S, D).
         places: of a case the places of those images in it, ascending.
-        hidden: whether it is shown without its row of the table.
+        hidden: whether it is shown without its row of the table. Where it is shown without its image, its sample says
+            that there is none.
     """
 
     sample: samples.Sample
@@ -187,13 +188,11 @@ class Site:
             words: key of the draw.
 
         Of a case at most as many images as the task takes in a step, drawn under ``words`` too, as is whether its row
-        of the table is hidden.
+        of the table is hidden, or its image, of which nothing is let through then.
         """
-        if sample.bag:
-            return self._case(model, sample, view, words)
-        return dataclasses.replace(
-            self._image(model, sample, view, words), hidden=self._hides(model.recipe, sample, words)
-        )
+        made = self._case(model, sample, view, words) if sample.bag else self._image(model, sample, view, words)
+        row, image = self._hides(model.recipe, sample, words)
+        return dataclasses.replace(made, hidden=row, sample=dataclasses.replace(sample, without_image=image))
 
     def _image(
         self, model: adapted_model.AdaptedModel, sample: samples.Sample, view: int, words: Sequence[str | int]
@@ -222,27 +221,27 @@ class Site:
         if not isinstance(task, case_classification.CaseClassification):
             raise ValueError(f"task '{model.recipe.task.kind}' takes no cases")
         rng = seeding.stream(model.recipe.seed, "parts", self._word(model.recipe, sample), *words)
-        places, hidden = task.drawn(len(sample.images), rng), self._hides(model.recipe, sample, words)
+        places = task.drawn(len(sample.images), rng)
         chosen = [sample.images[at] for at in places]
         if not model.frozen_whole:
             images = tuple(self._image(model, image, view, words) for image in chosen)
-            return Example(sample, NO_IMAGE, None, images=images, places=places, hidden=hidden)
+            return Example(sample, NO_IMAGE, None, images=images, places=places)
         if view == -1:  # drawn afresh: of those that are not chosen nothing is computed
             drawn = self._computed(model, [(image, words) for image in chosen])
-            return Example(sample, NO_IMAGE, None, vectors=drawn, places=places, hidden=hidden)
+            return Example(sample, NO_IMAGE, None, vectors=drawn, places=places)
         kept = self.vectors(model, sample, view)[list(places)]
-        return Example(sample, NO_IMAGE, None, vectors=kept, places=places, hidden=hidden)
+        return Example(sample, NO_IMAGE, None, vectors=kept, places=places)
 
-    def _hides(self, recipe: schema.Recipe, sample: samples.Sample, words: Sequence[str | int]) -> bool:
-        """Whether a training step shows a sample without its row: of its own draw, whoever is beside it.
+    def _hides(self, recipe: schema.Recipe, sample: samples.Sample, words: Sequence[str | int]) -> tuple[bool, bool]:
+        """Whether a training step shows a sample without its row, and without its image.
 
-        Never one without an image, of which nothing would be left.
+        Of its own draw, whoever is beside it; and never without both.
         """
         share = recipe.inputs.dropout
         if not (sample.inputs and share) or sample.without_image:
-            return False
-        rng = seeding.stream(recipe.seed, "row hidden", self._word(recipe, sample), *words)
-        return bool(rng.random() < share)
+            return False, sample.without_image
+        drawn = seeding.stream(recipe.seed, "row hidden", self._word(recipe, sample), *words).random()
+        return bool(drawn < share), recipe.inputs.images_missing and bool(share <= drawn < 2 * share)
 
     def vectors(self, model: adapted_model.AdaptedModel, sample: samples.Sample, view: int | None = None) -> Tensor:
         """What the backbone makes of every image of a case, without gradients.
