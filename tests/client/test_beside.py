@@ -16,6 +16,7 @@ from fedvfm.client import app as client_app
 from fedvfm.client import recipe_review
 from fedvfm.client.batch import jobs
 from fedvfm.client.gate import enforcement, gate, steps
+from fedvfm.client.personal import choice, personalisation
 from fedvfm.client.training import beside, trainer
 from fedvfm.client.training import site as sites
 from fedvfm.config import schema
@@ -177,6 +178,17 @@ def test_a_review_says_how_long_it_takes_and_what_stays(tiny_dino: Path) -> None
     assert "a second pair beside every pair stays at each site and never leaves it, trained without noise" in str(words)
     own = groups.personal_numbers(locked.manifest, locked.recipe)
     assert f"{own:,} more train and never leave this site" in words["leaves each round"]
+
+
+@pytest.mark.parametrize(("kind", "bare"), [("head-local", False), ("ditto", True), ("dual", True)])
+def test_a_statement_says_of_it_that_it_is_not_private(kind: str, bare: bool) -> None:
+    """Steps of a site's mechanism train the arrays of ``head-local`` too; none trains what is beside."""
+    asked = two_numbers.make_recipe(personal={"kind": kind}, privacy=drawn.PRIVACY)
+    nobody: Any = None
+    work = personalisation._Work(nobody, nobody, asked, nobody, nobody, 0.0, nobody)
+    assert work._bare(choice.PARTIAL) == bare
+    assert work._bare(choice.PERSONAL)
+    assert not work._bare(choice.GLOBAL)
 
 
 def test_no_batch_job_trains_it(tiny_dino: Path) -> None:

@@ -95,6 +95,9 @@ def test_what_trains_beside_the_federation_changes_nothing_of_it(
     assert same.select(sorted(adapter)) == adapter
     assert {name for name in same if name not in adapter} == groups.personal(locked(tiny, kind).manifest, kind)
     assert summary(plain)["arms"]["federated"]["sites"] == summary(own)["arms"]["federated"]["sites"]
+    parsed = experiment.parse(what(tiny, kind), "experiment")
+    planned = plan.plan(parsed, experiment.hospitals(parsed))["bytes"]
+    assert planned["up"] == pytest.approx(summary(own)["bytes"]["up"], rel=0.05)
 
 
 @pytest.mark.parametrize("kind", KINDS)
