@@ -200,10 +200,11 @@ class _Patient:
             self._classes[sample.label] += 1
 
     def add_values(self, samples: Sequence[data.Sample]) -> None:
-        """Its values in the columns of the table; of several rows the lower median counts."""
+        """Its values in the columns of the table; of several cases, however many images they have, the lower median."""
+        rows = {sample.case or sample.unit: sample.inputs for sample in samples if sample.inputs}
         for at, name in enumerate(self._survey.columns):
-            for sample in samples:
-                value = sample.inputs[at] if sample.inputs else None
+            for row in rows.values():
+                value = row[at]
                 if value is not None:
                     self._note(f"value-{name}", value)
 

@@ -17,6 +17,7 @@ from fedvfm import errors
 from fedvfm.client import site_file, survey_review
 from fedvfm.config import schema
 from fedvfm.config import survey as surveys
+from fedvfm.data import sample as data
 from fedvfm.simulation import survey as simulated
 from fedvfm.survey import answer, collection, layout, noise, proposal, results, statistics
 from tests.data.test_columns import folder
@@ -56,14 +57,14 @@ def test_a_patient_adds_its_share_of_the_range_and_the_square() -> None:
     assert norm <= group.sensitivity < norm + 1, "no value of the range adds more"
 
 
-def test_a_patient_counts_once_with_the_lower_median_of_its_rows() -> None:
+def test_a_patient_counts_once_with_the_lower_median_of_its_cases() -> None:
+    """A case of many images has one row, and counts as one."""
     survey = hospital.ask(**ASKED)
-    own = [
-        dataclasses.replace(sample, label=0, inputs=row)
-        for sample, row in zip(hospital.samples(3, 4) * 2, ((40.0,), (), (None,), (60.0,)), strict=True)
-    ]
+    cases = {"c1": (60.0,), "c2": (60.0,), "c3": (60.0,), "c4": (None,), "c5": ()}
+    rows = [("c0", (40.0,))] * 9 + list(cases.items())
+    own = [data.Sample(f"3-{at}", 0, patient="p3", case=case, inputs=row) for at, (case, row) in enumerate(rows)]
     row = collection.row(survey, layout.groups(survey), own, hospital.read)
-    assert row["value-age"].tolist() == layout.powers(layout.groups(survey)[-1], 40.0).tolist()
+    assert row["value-age"].tolist() == layout.powers(layout.groups(survey)[-1], 60.0).tolist()
 
 
 def test_sums_of_sites_give_the_mean_and_deviation_of_all_patients() -> None:
