@@ -187,9 +187,11 @@ def make_client_app(
             before = site.cache.counts
             with _own_end(site):
                 start = site.own(model, task.recipe.hash, task.state, task.round)
-                own = site.beside(model, task.recipe.hash, task.state, task.round)
+                beside = model.recipe.personal.kind in groups.BESIDE
+                # What is lost is said before anything is trained.
+                own = site.beside(model, task.recipe.hash, task.state, task.round) if beside else start
                 update = where.train(site, task, start, until)
-                if model.recipe.personal.kind in groups.BESIDE:
+                if beside:
                     kept = dict(where.beside(site, task, own, until))
                     site.personal.propose(task.recipe.hash, site.name, task.round, task.state.fingerprint, kept)
             update = _shared(model, site, task, task.state, update)
