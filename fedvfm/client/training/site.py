@@ -190,9 +190,9 @@ class Site:
         Of a case at most as many images as the task takes in a step, drawn under ``words`` too, as is whether its row
         of the table is hidden, or its image, of which nothing is let through then.
         """
-        made = self._case(model, sample, view, words) if sample.bag else self._image(model, sample, view, words)
+        example = self._case(model, sample, view, words) if sample.bag else self._image(model, sample, view, words)
         row, image = self._hides(model.recipe, sample, words)
-        return dataclasses.replace(made, hidden=row, sample=dataclasses.replace(sample, without_image=image))
+        return dataclasses.replace(example, hidden=row, sample=dataclasses.replace(sample, without_image=image))
 
     def _image(
         self, model: adapted_model.AdaptedModel, sample: samples.Sample, view: int, words: Sequence[str | int]
