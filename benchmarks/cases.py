@@ -22,7 +22,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -37,11 +37,11 @@ from fedvfm.storage import storage
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "simulations" / "results" / "cases.json"
-CASES, SLICES, RADIUS = 160, 40, (14.0, 20.0)
+CASES, SLICES, RADIUS = 480, 40, (14.0, 20.0)
 TISSUE, LESION = 0.7, 1.0
 """Brightest tissue and lesion: a frozen backbone can tell the two apart in one slice; a case is another matter."""
-HEADS = {"cells": ("attention-mil", "mean"), "lesions": ("mst", "attention-mil", "vote")}
-ROUNDS = {"cells": 10, "lesions": 12}
+HEADS = {"cells": ("attention-mil", "mean"), "lesions": ("mst", "vote"), "lesions-people": ("mst", "vote")}
+ROUNDS = {"cells": 10, "lesions": 24, "lesions-people": 24}
 
 
 def table(path: Path, rows: Sequence[dict[str, str]]) -> None:
@@ -75,7 +75,8 @@ def smears(folder: Path) -> None:
 
 def volume(rng: np.random.Generator, base: NDArray[np.float32], *, lesion: bool) -> NDArray[np.uint8]:
     """One case. Shapes: base (slices, rows, columns) in [0, 1] -> (columns, rows, slices)."""
-    angle, shift = rng.uniform(-8, 8), rng.uniform(-6, 6, 2)
+    scale = base.shape[1] / brain_mri.SIZE
+    angle, shift = rng.uniform(-8, 8), scale * rng.uniform(-6, 6, 2)
     mirrored = bool(rng.integers(2))
     made = []
     gamma, at = rng.uniform(0.85, 1.2), int(rng.integers(5, len(base) - 5))
@@ -85,29 +86,52 @@ def volume(rng: np.random.Generator, base: NDArray[np.float32], *, lesion: bool)
         image = image[:, ::-1] if mirrored else image
         image = image**gamma
         if lesion and number == at:
-            tissue = np.argwhere(ndimage.binary_erosion(image > 0.25, iterations=6))
+            tissue = np.argwhere(ndimage.binary_erosion(image > 0.25, iterations=max(1, round(6 * scale))))
             centre = tissue[int(rng.integers(len(tissue)))]
             y, x = np.mgrid[: image.shape[0], : image.shape[1]]
             distance = np.hypot(y - centre[0], x - centre[1])
-            share = 1 / (1 + np.exp(distance - rng.uniform(*RADIUS)))
+            share = 1 / (1 + np.exp(distance - scale * rng.uniform(*RADIUS)))
             image = image * (1 - share) + LESION * share
         made.append(image + rng.normal(0, 0.02, image.shape))
     stored = (255 * np.clip(np.stack(made), 0, 1)).astype(np.uint8)
     return np.ascontiguousarray(stored.transpose(2, 1, 0)[:, ::-1])
 
 
-def lesions(folder: Path) -> None:
-    """Volumes of one brain, every other one with a lesion."""
+def brains() -> Iterator[tuple[str, NDArray[np.float32], bool]]:
+    """Patient, slices of (rows, columns) from 0 to the brightest tissue, and whether a lesion comes in: one brain."""
     whole = brain_mri.load(brain_mri._folder())[0]
     base = TISSUE * whole[25 : 25 + 3 * SLICES : 3].astype(np.float32) / 255
+    for number in range(CASES):
+        yield f"case-{number:03d}", base, bool(number % 2)
+
+
+def people() -> Iterator[tuple[str, NDArray[np.float32], bool]]:
+    """The same of real people: all axial slices around a hippocampus, once without and once with a lesion."""
+    for file in sorted((index.by_name("hippocampus") / "images").glob("*.nii.gz")):
+        values = np.asanyarray(nibabel.load(file).dataobj).astype(np.float32).transpose(2, 1, 0)[:, ::-1]
+        low, high = np.percentile(values, (0.5, 99.5))
+        base = TISSUE * np.clip((values - low) / (high - low), 0, 1)
+        yield file.name.removesuffix(".nii.gz"), base, False
+        yield file.name.removesuffix(".nii.gz"), base, True
+
+
+def lesions(folder: Path, bases: Iterator[tuple[str, NDArray[np.float32], bool]]) -> None:
+    """Volumes of these slices."""
     (folder / "images").mkdir(parents=True)
     rows = []
-    for number in range(CASES):
+    for number, (patient, base, lesion) in enumerate(bases):
         rng, name = np.random.default_rng([18, number]), f"case-{number:03d}"
-        made = nibabel.Nifti1Image(volume(rng, base, lesion=bool(number % 2)), np.diag([-1.0, 1.0, 3.0, 1.0]))
+        made = nibabel.Nifti1Image(volume(rng, base, lesion=lesion), np.diag([-1.0, 1.0, 3.0, 1.0]))
         made.to_filename(folder / "images" / f"{name}.nii.gz")
-        rows.append({"id": name, "label": "lesion" if number % 2 else "none", "patient": name})
+        rows.append({"id": name, "label": "lesion" if lesion else "none", "patient": patient})
     table(folder / "index.csv", rows)
+
+
+MAKE: Mapping[str, Callable[[Path], None]] = {
+    "cells": smears,
+    "lesions": lambda folder: lesions(folder, brains()),
+    "lesions-people": lambda folder: lesions(folder, people()),
+}
 
 
 def experiment(name: str, head: str, data: Path, seed: int, rounds: int) -> dict[str, Any]:
@@ -125,7 +149,7 @@ def experiment(name: str, head: str, data: Path, seed: int, rounds: int) -> dict
     return {
         "name": f"{name}-{head}",
         "note": "no clinical claim",
-        "baselines": ["pooled", "local-only", "classical"] if cells else ["pooled"],
+        "baselines": ["pooled", "local-only", "classical"] if cells else [] if head == "vote" else ["pooled"],
         "data": {"source": "folder", "path": str(data)},
         "partition": {
             "kind": "iid" if cells else "appearance",
@@ -199,7 +223,7 @@ def main() -> None:
         data = output / f"{name}-data"
         if not (data / "index.csv").exists():
             shutil.rmtree(data, ignore_errors=True)
-            smears(data) if name == "cells" else lesions(data)
+            MAKE[name](data)
         rounds = chosen.rounds or ROUNDS[name]
         before = result.get(name, {}).get("auroc", {})
         result[name] = {"rounds": rounds, "seeds": chosen.seeds, "auroc": before}

@@ -75,6 +75,10 @@ ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
             "recipe.aggregation.server_momentum=0.8",
         ),
     ),
+    "affine": (
+        "the same in 40 rounds with four views an image, moved, turned and scaled too",
+        ('recipe.data.augment=["mirror", "intensity", "affine"]', "recipe.data.views=4", "recipe.rounds=40"),
+    ),
     "lora": ("the same and LoRA on the encoder's last block", ALL),
     "pyramid": ("head pyramid on the frozen encoder", ('recipe.task.head="pyramid"',)),
     "image-dice": ("U-Net head, Dice of each image", ('recipe.task.dice="image"',)),
