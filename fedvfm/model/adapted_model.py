@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -463,11 +462,6 @@ class AdaptedModel(nn.Module):
             parameter.requires_grad_(name in chosen)
             parameter.grad = None
 
-    @property
-    def _ranks(self) -> bool:
-        """Whether the head's numbers order cases: then it computes in float32, as three digits would tie many."""
-        return self.recipe.target.kind == "cox"
-
     def _computing(self) -> torch.autocast:
         """In this, the model computes in its precision."""
         return torch.autocast(
@@ -497,12 +491,8 @@ class AdaptedModel(nn.Module):
             told = "none were" if prompts is None else "some were"
             raise ValueError(f"recipe.task.prompt = '{self.recipe.task.prompt}', but {told} given")
         with self._computing():
-            features = self.features(pixels, prefix, prompts)
-            if not self._ranks:
-                result: Tensor = self.head(features, *beside)
-                return result
-        ranked: Tensor = self.head(dataclasses.replace(features, pooled=features.pooled.float()), *beside)
-        return ranked
+            result: Tensor = self.head(self.features(pixels, prefix, prompts), *beside)
+        return result
 
     def features(
         self,
@@ -525,7 +515,7 @@ class AdaptedModel(nn.Module):
         self, pixels: Tensor, prefix: backbones.Prefix | None, parts: case_heads.Parts, beside: Sequence[Tensor | None]
     ) -> Tensor:
         vectors = self.vectors(pixels, prefix) if parts.vectors is None else parts.vectors
-        with contextlib.nullcontext() if self._ranks else self._computing():
+        with self._computing():
             result: Tensor = self.head(case_heads.bags(vectors, parts.places), *beside)
         return result
 

@@ -93,8 +93,7 @@ class CaseHead(nn.Module):
     def forward(self, cases: Bags, rows: Tensor | None = None) -> Tensor:
         """Logits. Shapes: rows (B, C) as :class:`fedvfm.tasks.fusion.Fusion` takes them -> (B, K)."""
         pooled = self.pooled(cases)
-        result: Tensor = self.classify(pooled if self.fusion is None else self.fusion(pooled, rows))
-        return result
+        return fusions.answer(self.classify, pooled if self.fusion is None else self.fusion(pooled, rows))
 
     def pooled(self, cases: Bags) -> Tensor:
         """One vector a case. Shapes: (B, D)."""

@@ -25,6 +25,21 @@ INNER = 32
 """Width of the layer that sees the row alone."""
 
 
+def answer(last: nn.Module, vectors: Tensor) -> Tensor:
+    """What a head's last layer makes of vectors, in float32 also where the model computes in bfloat16.
+
+    Three digits of bfloat16 are few for what orders cases: risks and probabilities would tie, and numbers go in steps.
+
+    Shapes: (B, D) -> (B, K).
+    """
+    if not torch.is_autocast_enabled(vectors.device.type):
+        whole: Tensor = last(vectors)
+        return whole
+    with torch.autocast(vectors.device.type, enabled=False):
+        result: Tensor = last(vectors.float())
+    return result
+
+
 def encoded(rows: Tensor, chosen: inputs.InputsConfig) -> Tensor:
     """Rows as a layer takes them: numbers in units of their scales, words one-hot, each with its indicator.
 

@@ -53,8 +53,7 @@ class Linear(nn.Module):
     def forward(self, features: base.Features, rows: Tensor | None = None) -> Tensor:
         """See the class."""
         pooled = self.norm(features.pooled)
-        result: Tensor = self.classify(pooled if self.fusion is None else self.fusion(pooled, rows))
-        return result
+        return fusions.answer(self.classify, pooled if self.fusion is None else self.fusion(pooled, rows))
 
 
 class Patch(nn.Module):

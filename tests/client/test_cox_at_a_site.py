@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from fedvfm.client.training import site as sites
 from fedvfm.client.training import trainer
 from fedvfm.config import schema
 from fedvfm.data import sample as samples
 from fedvfm.model import adapted_model
-from fedvfm.tasks import case_heads
 from tests.privacy import test_private_cases
 from tests.simulation import drawn_cases
 
@@ -48,18 +46,3 @@ def test_a_round_moves_where_cases_can_be_compared(tiny_dino: Path, batch_size: 
     update = trainer.train(model, site, base, 1)
     assert (update.state.fingerprint != base.fingerprint) == events
     assert (update.metrics["loss"] > 0) == events
-
-
-@pytest.mark.parametrize("task", ["case-classification", "classification"])
-def test_risks_are_float32_where_the_backbone_is_bfloat16(tiny_dino: Path, task: str) -> None:
-    """In bfloat16 cases with nearly the same risk would tie."""
-    values = drawn_cases.recipe(tiny_dino, target={"kind": "cox", "bins": [2.0]}, task={"kind": task})
-    values["data"] = {"class_names": ["months", "died"], "input_size": [28, 28]}
-    model = adapted_model.AdaptedModel(schema.parse(schema.Recipe, values, "recipe"))
-    model.precision = "bfloat16"
-    images = torch.randn(5, 3, 28, 28, generator=torch.manual_seed(0))
-    parts = case_heads.Parts(((0, 1), (0,), (0, 1)), None)
-    with torch.no_grad():
-        numbers = model(images, None, None, parts) if task == "case-classification" else model(images)
-    assert numbers.dtype == torch.float32
-    assert not torch.equal(numbers, numbers.bfloat16().float())

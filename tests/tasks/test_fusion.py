@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from fedvfm.config import inputs, schema
 from fedvfm.model import adapted_model
 from fedvfm.tasks import case_heads, fusion, heads, table
+from tests.simulation import drawn_cases
 
 TWO: dict[str, Any] = {
     "numbers": ["age"],
@@ -180,3 +182,18 @@ def test_without_inputs_a_recipe_has_the_hash_and_the_arrays_that_it_had() -> No
     assert "inputs" not in plain.model_dump(mode="json")
     assert plain.hash == "c98f216dbf50fa7d5e7894ad44ce4c4d6895f2de6c00f8d8640dbe65d11d7eec"
     assert _recipe(TWO).hash != plain.hash
+
+
+@pytest.mark.parametrize("task", ["classification", "case-classification"])
+def test_answers_are_float32_where_the_model_computes_in_bfloat16(tiny_dino: Path, task: str) -> None:
+    """Three digits would make scores of cases tie."""
+    values = drawn_cases.recipe(tiny_dino, task={"kind": task})
+    values["data"] = {"class_names": ["none", "spot"], "input_size": [28, 28]}
+    model = adapted_model.AdaptedModel(schema.parse(schema.Recipe, values, "recipe"))
+    model.precision = "bfloat16"
+    images = torch.randn(5, 3, 28, 28, generator=torch.manual_seed(0))
+    parts = case_heads.Parts(((0, 1), (0,), (0, 1)), None)
+    with torch.no_grad():
+        numbers = model(images, None, None, parts) if task == "case-classification" else model(images)
+    assert numbers.dtype == torch.float32
+    assert not torch.equal(numbers, numbers.bfloat16().float())
