@@ -13,7 +13,10 @@ from fedvfm.config import survey as surveys
 from fedvfm.survey import answer, collection, layout, noise
 from fedvfm.trust import signed_documents
 
-COLUMNS = "; of a column, where so few have no value, they count as the mean of the others"
+COLUMNS = (
+    "; of a column nothing where so few have a value, or one that differs from what many have; where so few have none, "
+    "they count as the mean of the others"
+)
 NEVER = (
     "images, masks, names of files or patients, the values of any single patient, anything of the test split, and what "
     "the policy does not name; they stay on this machine"

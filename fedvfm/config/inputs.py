@@ -14,6 +14,8 @@ Categories = Annotated[tuple[base.Name, ...], Field(strict=False, min_length=2, 
 MOST_COLUMNS = 256
 OWN = ("id", "label", "patient", "split", "site", "case")
 """Columns that mean the same in every table, and are no input."""
+IMAGE = "image"
+"""Column that says where there is no image."""
 
 
 class InputsConfig(pydantic.BaseModel):
@@ -48,8 +50,8 @@ class InputsConfig(pydantic.BaseModel):
     Change: to film where the table changes what the image means."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """(share) Of the samples of a training step, how many are shown without their row, so that the model answers where
-    there is none; with images_missing as many others without their image. Change: up where many sites or cases lack
-    either, to 0 where all have both."""
+    there is none; with images_missing as many others without their image, so 0.5 at most. Change: up where many sites
+    or cases lack either, to 0 where all have both."""
     images_missing: Annotated[bool, Field(exclude_if=lambda said: not said)] = False
     """true: cases that a table declares to be without an image (image = none) are learned from and answered by their
     row alone; false: they are left out. Change: to true where patients without an image are to be answered too."""
@@ -99,6 +101,13 @@ class InputsConfig(pydantic.BaseModel):
                 wrong.append(f"{where}.categories.{name}: two words differ in capitals or spaces alone; keep one")
             if not all(word.strip() for word in words):
                 wrong.append(f"{where}.categories.{name}: a word is blank, as a missing value is; leave it out")
+        if self.images_missing and self.dropout > 0.5:
+            wrong.append(
+                f"{where}.dropout = {self.dropout:g}: with images_missing so many samples are shown without their row "
+                "and as many others without their image; give at most 0.5"
+            )
+        if self.images_missing and IMAGE in self.columns:
+            wrong.append(f"{where}: column '{IMAGE}' says where an image is missing (images_missing); leave it out")
         if wrong:
             return wrong
         return [

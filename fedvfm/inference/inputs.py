@@ -202,11 +202,7 @@ def rows(
         )
     cells, known, faults = {row["id"]: row for row in listed}, dict[str, input_rows.Row](), list[errors.Fault]()
     for item in items:
-        names = [item.name]
-        if item.kind == "dicom":
-            below = PurePath(os.path.relpath(item.path, path))
-            names += [place.as_posix() for place in (below, *below.parents)]
-        row = next((cells[name] for name in names if name in cells), None)
+        row = next((cells[name] for name in _ids(path, item) if name in cells), None)
         if row is not None:
             known[item.name], wrong = input_rows.read(_place(item.name, row["id"]), row, chosen)
             faults += wrong
@@ -216,21 +212,24 @@ def rows(
     return known, [item.name for item in items if not known.get(item.name)]
 
 
-def imageless(items: Sequence[Item], table: Path) -> list[Item]:
+def imageless(path: Path, items: Sequence[Item], table: Path) -> list[Item]:
     """The rows of a table that are declared to be without an image, with ``none`` in a column ``image``.
 
     Args:
+        path: the input.
         items: what there is to predict beside them.
         table: with the column ``id``, which is what the answer is called.
 
     Raises:
         DataError: listing rows of which there is an image, and names that are no plain file names.
     """
-    rows = (row for row in index.read_csv(table, ("id",)))
-    names = [row["id"] for row in rows if row.get("image", "").strip().casefold() == layouts.NO_IMAGE]
-    known = {item.name for item in items}
+    names = without_image(table)
+    known = {name for item in items for part in (item, *item.parts) for name in _ids(path, part)}
     faults = [
-        defect.TABLE.fault(f"id '{name}' has image = {layouts.NO_IMAGE}, and there is an image of that name")
+        defect.TABLE.fault(
+            f"id '{name}' has image = {layouts.NO_IMAGE}, and there is an image of that name; correct the row, or take "
+            "the image away"
+        )
         for name in names
         if name in known
     ]
@@ -241,6 +240,24 @@ def imageless(items: Sequence[Item], table: Path) -> list[Item]:
     ]
     index.refuse(table, faults)
     return [Item(name, "row", table) for name in names]
+
+
+def without_image(table: Path) -> list[str]:
+    """Ids of a table that have ``none`` in a column ``image``.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    rows = index.read_csv(table, ("id",))
+    return [row["id"] for row in rows if row.get("image", "").strip().casefold() == layouts.NO_IMAGE]
+
+
+def _ids(path: Path, item: Item) -> list[str]:
+    """What a row of an item may be called: as its results, of DICOM as its file or a folder that it lies in."""
+    if item.kind != "dicom":
+        return [item.name]
+    below = PurePath(os.path.relpath(item.path, path))
+    return [item.name, *(place.as_posix() for place in (below, *below.parents))]
 
 
 def _plain(name: str) -> bool:

@@ -57,6 +57,8 @@ MOST = 4096
 NO_TABLE = "none"
 """What is given in place of a table where there is none."""
 WITHOUT_ROW = "no value of the table beside the image is known; answered from the image alone"
+WITHOUT_IMAGE = "no image, as the table declares; answered from its row alone"
+NOT_TAKEN = "no image, as the table declares, and this adapter answers from no row alone; not answered"
 HEAT = 0.7
 """How much of its own colour the heaviest tile of a slide gives up for red."""
 WHITE_TO_RED = ((255, 255, 255), (255, round(255 * (1 - HEAT)), round(255 * (1 - HEAT))))
@@ -200,7 +202,8 @@ def run(
     if mpp and not (slides_taken and slides_config.FINEST <= mpp <= slides_config.COARSEST):
         fault = f"{mpp:g}: give it {slides_config.SCALES}, with an adapter for whole slides alone"
         raise errors.ConfigError("--mpp", [fault])
-    bare = export.recipe_of(Path(adapter)).inputs.images_missing and table is not None and str(table) != NO_TABLE
+    rows_of = None if table is None or str(table) == NO_TABLE else Path(table)
+    bare = rows_of is not None and export.recipe_of(Path(adapter)).inputs.images_missing
     found = inputs.find(source, series, whole_slides=slides_taken, needed=not bare)
     skipped = inputs.meant(found, series) if series else {}
     place = "cpu" if graph is not None else devices.choose(device)
@@ -218,8 +221,8 @@ def run(
     wanted = model.recipe.data
     joined = grouping.join(asked, wanted.channels, chosen, alone=source.is_file(), optional=wanted.optional_channels)
     items = _together(model, source, joined.items, cases)
-    if bare and table is not None:
-        items = [*items, *inputs.imageless(items, Path(table))]
+    if bare and rows_of is not None:
+        items = [*items, *inputs.imageless(source, items, rows_of)]
         if not items:
             raise defect.NO_SAMPLES.error(f"{source}: no image, and {table} has no row without one; nothing to predict")
     beside, rowless = _beside(model, source, items, table)
@@ -245,7 +248,11 @@ def run(
         mpp=mpp,
         propagate=propagate,
     )
-    predictor.notes |= {WITHOUT_ROW: rowless} if rowless else {}
+    unseen = [item.name for item in items if item.kind == "row"]
+    noted = {WITHOUT_ROW: [name for name in rowless if name not in {*unseen}]}
+    noted[WITHOUT_IMAGE] = [name for name in unseen if name not in {*rowless}]
+    noted[NOT_TAKEN] = [] if bare or rows_of is None else inputs.without_image(rows_of)
+    predictor.notes |= {note: names for note, names in noted.items() if names}
     rows, failed, full = _each(predictor, items)
     summary = {
         "adapter": {"fingerprint": predictor.fingerprint, "recipe": model.recipe_hash},

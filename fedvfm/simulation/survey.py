@@ -91,8 +91,8 @@ def run(
     same = collection.contract(asked).model_dump(include={"plane", "channels", "modality", "intensity"})
     changes: dict[str, Any] = {"data": experiment.recipe.data.model_copy(update={**same, "window": None, "stack": 1})}
     if asked.columns:
-        missing = {"images_missing": experiment.recipe.inputs.images_missing}
-        changes["inputs"] = collection.inputs(asked).model_copy(update=missing)
+        own = collection.inputs(asked).model_dump(include={"numbers", "units", "ranges", "centres", "scales"})
+        changes["inputs"] = experiment.recipe.inputs.model_copy(update=own)
     recipe = experiment.recipe.model_copy(update=changes)
     hospitals = experiments.hospitals(experiment.model_copy(update={"recipe": recipe}))
     partly = [f"{own.name}: {fault}" for own in hospitals for fault in collection.label_faults(asked, own.labelled)]

@@ -440,7 +440,7 @@ def _columns(result: answer.Merged, task: str) -> tuple[list[Ruled], list[tuple[
 def _unknown(seen: layout.Moments | None, noise: float) -> str:
     """Why a column's mean and standard deviation cannot be proposed; empty where they can."""
     if seen is None:
-        return "withheld, as too few patients have a value, or lost in the noise"
+        return "withheld, as too few patients have a value or one that differs, or lost in the noise"
     if not noise and seen.variance < NARROWEST:
         return f"its values differ by less than {math.sqrt(NARROWEST):.1%} of its range; ask with a narrower one"
     if SURE * SPREAD * noise > HALF * seen.variance * seen.count:

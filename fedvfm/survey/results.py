@@ -118,7 +118,11 @@ def _column(
     seen, unit = layout.moments(group, values), f" ({_cell(group.unit)})" if group.unit else ""
     head = [f"## {_cell(group.name)}{unit}", ""]
     if seen is None:
-        return [*head, "All of it is withheld: too few patients have a value, or noise left none.", ""]
+        return [
+            *head,
+            "All of it is withheld: too few patients have a value or one that differs, or noise left none.",
+            "",
+        ]
     shown = f"{seen.count:.2f} patients, mean {seen.mean:.4g}, standard deviation {seen.deviation:.4g}."
     hidden = f"Withheld at {quantity.of(withheld[0], 'site')}." if withheld[0] else ""
     noised = f"Noise: {noise[group.name]:.2f} patients on each of the three sums." if group.name in noise else ""

@@ -94,18 +94,34 @@ def withheld(rows: layout.Whole, least: int, *, several: bool = False) -> NDArra
 def column_shown(rows: layout.Whole, least: int) -> Shown:
     """The sums of a column: all three or none.
 
-    None where fewer than ``least`` patients have a value. Where fewer than that have none, they count as patients with
-    the mean and the spread of the others, whether there are any or not: how many they are would tell of them.
+    None where fewer than ``least`` patients have a value, and where the sums would tell of few or of everybody alike
+    (:func:`_tells_of_few`). Where fewer than that have none, they count as patients with the mean and the spread of
+    the others, whether there are any or not: how many they are would tell of them.
 
     Args:
         rows: what each patient adds. Shapes: (patients, 3).
         least: patients.
     """
     have = int((rows[:, 0] > 0).sum())
-    if have < least:
+    if have < least or _tells_of_few(rows[rows[:, 0] > 0, 1], least):
         return tuple(None for _ in layout.MOMENTS)
     sums: list[int] = rows.sum(axis=0, dtype=np.int64).tolist()
     if len(rows) - have >= least:
         return tuple(sums)
     scaled: list[int] = [(value * len(rows) + have // 2) // have for value in sums]
     return tuple(scaled)
+
+
+def _tells_of_few(shares: layout.Whole, least: int) -> bool:
+    """Whether sums of these values let the values of few patients, or that of each, be worked out.
+
+    A value that ``least`` patients share is as a bin that may be told. Of the others, which fewer share, there must be
+    ``least`` patients or none: with a single one beside many noughts the sum is that patient's value. And there must be
+    more such values than sums, which else say how many patients have each. One value alone is everybody's.
+
+    Shapes: (patients,).
+    """
+    _, counts = np.unique(shares, return_counts=True)
+    rare = counts[counts < least]
+    few = len(rare) > 0 and (int(rare.sum()) < least or len(rare) <= len(layout.MOMENTS))
+    return len(counts) < 2 or few

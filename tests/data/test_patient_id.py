@@ -74,6 +74,16 @@ def test_a_table_stands_above_the_hash(tmp_path: Path) -> None:
     assert len(set(patients(make(tmp_path, patients="hash")))) == 4
 
 
+def test_a_row_without_an_image_says_whose_it_is(tmp_path: Path) -> None:
+    """No hash can say that it is of a patient with an image, who would then count twice and stand in two splits."""
+    rows = "".join(f"{name},{'xy'[name > 'b']},\n" for name in PATIENTS)
+    table = studies(tmp_path) / "labels.csv"
+    table.write_text(f"id,label,image\n{rows}visit,x,none\n")
+    with pytest.raises(errors.ConfigError, match=r"1 rows.*no Patient ID"):
+        make(tmp_path, patients="hash")
+    assert len(make(tmp_path).samples()) == 2 * len(PATIENTS) + 1
+
+
 @pytest.mark.files("patients", "the same where nobody says so", "C.7.1.1", "noted")
 def test_one_patient_under_several_names_is_noted(tmp_path: Path) -> None:
     source = make(studies(tmp_path))

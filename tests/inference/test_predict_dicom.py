@@ -294,6 +294,12 @@ def test_what_is_found_where(tmp_path: Path) -> None:
     (tmp_path / "in" / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
     found = inputs.find(tmp_path / "in")
     assert [(item.name, item.path.name) for item in found] == [("series-001", "ct"), ("series-002", "mr")]
+    table = tmp_path / "table.csv"
+    table.write_text("id,image\nother, None\npatient,\n")
+    assert [item.name for item in inputs.imageless(tmp_path / "in", found, table)] == ["other"]
+    table.write_text("id,image\npatient,none\n")
+    with pytest.raises(errors.DataError, match="id 'patient' has image = none, and there is an image of that name"):
+        inputs.imageless(tmp_path / "in", found, table)
     without_ending = next((tmp_path / "in" / "patient" / "ct").glob("*.dcm"))
     renamed = without_ending.rename(tmp_path / "in" / "IM0001")
     assert inputs.find(renamed)[0].kind == "dicom"

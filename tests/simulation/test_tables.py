@@ -155,12 +155,16 @@ def test_single_images_take_a_table_in_training_prediction_and_onnx(
     for form in ("hf", "monai", "onnx-int8", "peft"):
         with pytest.raises(errors.ConfigError, match="takes a table beside the image"):
             forms.export_adapter(made.path / "adapter", tmp_path / form, form)
-    table = drawn / "table.csv"
+    table = tmp_path / "table.csv"
+    with (drawn / "table.csv").open(newline="", encoding="utf-8") as file:
+        told = [{**row, "image": ""} for row in csv.DictReader(file)]
+    drawn_cases.table(table, [*told, {**told[0], "id": "visit", "image": "none"}])
     forms.export_adapter(made.path / "adapter", tmp_path / "onnx", "onnx")
     rows = []
     for name, options in (("torch", {}), ("graph", {"graph": tmp_path / "onnx"})):
         summary = predict.predict(made.path / "adapter", drawn / "images", tmp_path / name, table=table, **options)
         rows.append([row["probabilities"]["spot"] for row in summary["inputs"]])
+        assert summary["notes"][predict.NOT_TAKEN] == ["visit"]
     assert np.allclose(*rows, atol=1e-4)
 
 
@@ -272,6 +276,10 @@ def test_cases_without_an_image_are_trained_scored_and_predicted(
     for name in ("row-2", "row-3", "east-6"):
         assert given[name]["probabilities"]["spot"] == pytest.approx(scored[name], abs=1e-5)
     assert [name for name, row in given.items() if row.get("image") == "none"] == [f"row-{at}" for at in range(4)]
+    assert summary["notes"] == {
+        predict.WITHOUT_ROW: ["east-0"],
+        predict.WITHOUT_IMAGE: [f"row-{at}" for at in range(4)],
+    }
     assert given["west-6"]["probabilities"]["spot"] != pytest.approx(scored["west-6"], abs=1e-4)
     (tmp_path / "empty").mkdir()
     alone = predict.predict(made.path / "adapter", tmp_path / "empty", tmp_path / "alone", table=table)

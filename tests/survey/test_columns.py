@@ -128,7 +128,10 @@ def test_constants_are_proposed_as_a_recipe_takes_them() -> None:
 
 def test_nothing_is_proposed_of_what_is_withheld_alike_noisy_or_for_masks() -> None:
     survey = hospital.ask(**ASKED)
-    for values, words in (([30.0] * 9 + [None] * 9, "withheld"), ([30.0] * 40, "less than 1.2% of its range")):
+    for values, words in (
+        ([30.0] * 9 + [None] * 9, "withheld"),
+        ([30.0 + at / 100 for at in range(40)], "less than 1.2% of its range"),
+    ):
         proposed = proposal.of_answers(survey, [told("north", values)], "unet")
         assert "inputs.numbers" not in proposed.values
         assert any(words in why for key, why in proposed.left if key == "inputs.numbers")
@@ -163,6 +166,25 @@ def test_columns_that_do_not_fit_are_refused(change: dict[str, Any], words: str)
         hospital.ask(**{**ASKED, **change})
 
 
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([0.0] * 199 + [37.0], False),  # the sum is that patient's value
+        ([0.0] * 197 + [1.0] * 3, False),  # of a yes or no it says how many
+        ([1.0] * 200, False),  # and here everybody's
+        ([0.0] * 187 + [1.0] * 12 + [2.0], False),
+        ([0.0] * 187 + [1.0] * 5 + [2.0] * 8, False),  # two sums say how many of two values
+        ([0.0] * 190 + [1.0] * 10, True),
+        ([0.0] * 190 + [10.0 + at for at in range(10)], True),
+        ([0.0] * 190 + [10.0 + at for at in range(9)], False),
+        ([10.0 + at for at in range(10)], True),
+        ([None] * 10 + [0.0] * 20 + [5.0], False),
+    ],
+)
+def test_sums_that_tell_of_few_patients_are_withheld(values: list[float | None], shown: bool) -> None:
+    assert (told("north", values).values["value-age"] != (None, None, None)) == shown
+
+
 @pytest.mark.parametrize("row", [(None, 1, 1), (5, 6, 1), (5, 1, 2)])
 def test_sums_that_no_values_have_are_refused(row: tuple[int | None, ...]) -> None:
     survey = hospital.ask(**ASKED)
@@ -178,7 +200,7 @@ def _asked() -> surveys.Survey:
 
 def test_a_site_tells_of_columns_only_where_its_policy_names_them(site: Site) -> None:
     (site.folder / "data" / "table.csv").write_text(
-        "id,age\n" + "".join(f"{path.stem},{40 + at % 2}\n" for at, path in enumerate(_images(site)))
+        "id,age\n" + "".join(f"{path.stem},{40 + at / 50}\n" for at, path in enumerate(_images(site)))
     )
     survey = _asked()
     site.agree(survey)

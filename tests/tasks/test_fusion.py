@@ -111,6 +111,10 @@ def test_a_recipe_with_a_table_has_the_hash_that_it_had_before_images_could_be_m
     plain, bare = _recipe(TWO), _recipe({**TWO, "images_missing": True})
     assert "images_missing" not in plain.model_dump(mode="json")["inputs"]
     assert plain.hash != bare.hash
+    assert "give at most 0.5" in str(chosen(images_missing=True, dropout=0.6).faults(()))
+    assert not [*chosen(images_missing=True, dropout=0.5).faults(()), *chosen(dropout=0.6).faults(())]
+    named = chosen(images_missing=True, categories={"image": ["none", "some"]}).faults(())
+    assert "says where an image is missing" in str(named)
     cut = {"class_names": ["a", "b"], "fit": "native"}
     assert "nobody can say how large" in str(
         adapted_model.examine(_recipe({**TWO, "images_missing": True}, data=cut))[1]

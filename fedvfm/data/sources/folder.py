@@ -6,10 +6,10 @@ import collections
 import copy
 import dataclasses
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,12 +192,19 @@ class Folder:
         """Give DICOM cases whose patient nobody says the keyed hash of their Patient ID.
 
         Raises:
-            ConfigError: if the key cannot be used, or no case is DICOM.
+            ConfigError: if the key cannot be used, no case is DICOM, or a row without an image has no patient.
         """
         path = Path(options.patients_key).expanduser() if options.patients_key else self._folder / patient_id.KEY_NAME
         unsaid = self._without_patient()
         if self._seen and not any(seen.header and seen.header.frames for seen in self._seen.values()):
             text = "data.options.patients = 'hash': no DICOM here has a Patient ID; give patients.csv (id,patient)"
+            raise errors.ConfigError("data source 'folder'", [text])
+        bare = [case for case in self._layout.cases if not case.images and not self._row(case).get("patient")]
+        if bare:
+            text = (
+                f"data.options.patients = 'hash': {len(bare)} rows with image = {layouts.NO_IMAGE} have no Patient ID"
+                " that would say whether an image here is of the same patient; give them a column patient"
+            )
             raise errors.ConfigError("data source 'folder'", [text])
         secret = patient_id.key(path)
         named = {name: self._patient_of(name, secret) for name in unsaid}
@@ -623,15 +630,17 @@ def _places(
     by_name: bool,
 ) -> list[Place]:
     """The samples: one a picture, one a slice of a volume."""
-    width = max(4, len(str(len(found))))
+    imaged = [case for case in found if case.images]
+    width = max(4, len(str(len(imaged))))
     rows = {case.name: table.get(case.study or case.name, {}) for case in found}
     given = {case.name: _patient(case, rows[case.name]) or None for case in found}
-    known = {name: number for number, name in enumerate(sorted({one or "" for one in given.values()}), 1)}
+    known = _numbered({name: given[name] or "" for name in given}, imaged, str)
     whole = {case.name: rows[case.name].get("case") or case.study for case in found}
-    numbers = {name: number for number, name in enumerate(sorted({*whole.values()} - {""}, key=layouts.natural), 1)}
+    numbers = _numbered({name: case for name, case in whole.items() if case}, imaged, layouts.natural)
     ordered = list(found)
     if any(row.get("case") for row in rows.values()):
         ordered.sort(key=lambda case: (layouts.natural(whole[case.name]), layouts.natural(case.name)))
+    ordered.sort(key=lambda case: not case.images)
     places = []
     for number, case in enumerate(ordered, 1):
         if case.name not in seen:
@@ -654,6 +663,19 @@ def _places(
             continue
         places += [Place(one, case, what, 0)] if what.alone or what.header is None else _slices(one, case, what, view)
     return places
+
+
+def _numbered(names: Mapping[str, str], imaged: Sequence[layouts.Case], order: Callable[[str], Any]) -> dict[str, int]:
+    """Numbers of patients or cases from 1; of those with an image the numbers that they have without the others.
+
+    Args:
+        names: case of the layout -> the patient's or case's name.
+        imaged: cases with an image.
+        order: of names.
+    """
+    first = sorted({names[case.name] for case in imaged if case.name in names}, key=order)
+    rest = sorted({*names.values()} - {*first}, key=order)
+    return {name: number for number, name in enumerate([*first, *rest], 1)}
 
 
 def _patient(case: layouts.Case, row: patients.Row) -> str:
