@@ -127,7 +127,7 @@ def write(model: adapted_model.AdaptedModel, adapter: Path, folder: Path) -> dic
     delivery.require_promptless(model, "--format monai")
     with storage.guard(folder):
         (folder / "models").mkdir()
-        shutil.copytree(adapter, folder / ADAPTER)
+        export.copy_files(adapter, folder / ADAPTER)
         if model.backbone.sha256:
             _copy_backbone(model, folder / BACKBONE)
     terms = "".join(f"{line[2:]}.\n" for line in delivery.licence_line(model))

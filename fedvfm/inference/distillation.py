@@ -30,7 +30,7 @@ from fedvfm.model import device as devices
 from fedvfm.report import progress
 from fedvfm.storage import storage
 
-RECORD = "distilled.json"
+RECORD = export.DISTILLED
 LEAST = 5
 """Inputs that are needed: of so many some are held back, to say how near the student comes on what it did not see."""
 OWN_DATA = {"augment", "input_size", "mean", "std", "views"}

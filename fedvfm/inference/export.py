@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,17 @@ if TYPE_CHECKING:
 
 STATE, ABOUT = adapter_folder.STATE, adapter_folder.ABOUT
 HEAD = "head.safetensors"
+DISTILLED = "distilled.json"
+FILES = (
+    adapter_folder.STATE,
+    adapter_folder.ABOUT,
+    adapter_folder.CARD,
+    HEAD,
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    DISTILLED,
+)
+"""All that a saved adapter may hold; whatever else lies in its folder is of the machine that it lies on."""
 MARK = f"fedvfm.{adapter_folder.LICENCE}"
 
 
@@ -60,6 +72,21 @@ def save(model: adapted_model.AdaptedModel, folder: Path, made: Mapping[str, Any
         folder / adapter_folder.CARD, card.text(model, adapter, made, note, with_peft=for_peft is not None)
     )
     return folder
+
+
+def copy_files(adapter: Path, folder: Path) -> None:
+    """Copy a saved adapter into a new folder that may be given away: its own files, and nothing that lies beside them.
+
+    Beside them may lie what a site keeps for itself: its personal arrays, its scores, a statement with its name.
+
+    Raises:
+        StorageError: if the disk refuses.
+    """
+    with storage.guard(folder):
+        folder.mkdir()
+        for name in FILES:
+            if (adapter / name).is_file():
+                shutil.copyfile(adapter / name, folder / name)
 
 
 def marks(model: adapted_model.AdaptedModel) -> dict[str, str]:

@@ -10,7 +10,6 @@ import json
 import mmap
 import os
 import re
-import shutil
 import tempfile
 import urllib.parse
 from collections.abc import Iterator, Sequence
@@ -21,22 +20,12 @@ from fedvfm import errors
 from fedvfm.backbones import download_fault, weights
 from fedvfm.config import licence as licences
 from fedvfm.config import schema
-from fedvfm.inference import distillation, export, forms, publication_card
+from fedvfm.inference import export, forms, publication_card
 from fedvfm.model import adapter_folder
 from fedvfm.storage import storage
 
 PLAIN = "adapter"
 """The form that is fedvfm's own folder; the others are those of ``fedvfm export``."""
-FILES = (
-    adapter_folder.STATE,
-    adapter_folder.ABOUT,
-    adapter_folder.CARD,
-    export.HEAD,
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    distillation.RECORD,
-)
-"""All that a saved adapter may hold; whatever else lies in its folder stays here."""
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ATTRIBUTES = ".gitattributes"
@@ -125,11 +114,7 @@ def _staged(adapter: Path, scratch: Path, form: str, backbone: str | None) -> tu
         )
     export.load_adapter(adapter, backbone=backbone)  # whole, undamaged, and of the backbone that it names
     clean = scratch / "adapter"
-    clean.mkdir()
-    for name in FILES:
-        if (adapter / name).is_file():
-            with storage.guard(clean / name):
-                shutil.copyfile(adapter / name, clean / name)
+    export.copy_files(adapter, clean)
     if form == PLAIN:
         return clean, recipe
     folder = scratch / "export"

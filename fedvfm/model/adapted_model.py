@@ -17,7 +17,7 @@ from fedvfm.adapters import table as adapter_table
 from fedvfm.backbones import base as backbones
 from fedvfm.backbones import contract, licences, tokens, towers, weights
 from fedvfm.backbones import table as backbone_table
-from fedvfm.config import schema
+from fedvfm.config import privacy, schema
 from fedvfm.model import precision as precisions
 from fedvfm.privacy import gradients
 from fedvfm.privacy import table as mechanisms
@@ -576,6 +576,12 @@ class AdaptedModel(nn.Module):
         """The same modules, sharing every number, under a recipe that differs only in how they are trained."""
         made = copy.copy(self)
         made.recipe = recipe
+        return made
+
+    def without_mechanism(self) -> AdaptedModel:
+        """The same for saving what was trained without noise: its card claims no guarantee of the recipe."""
+        made = self.under(self.recipe.model_copy(update={"privacy": privacy.NONE}))
+        made.recipe_hash = made.recipe.hash
         return made
 
     def locked(self) -> locked_recipe.LockedRecipe:

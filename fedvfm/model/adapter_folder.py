@@ -91,6 +91,8 @@ def card(
     recipe = facts.recipe
     trainable, way = factors.ever(facts.manifest, recipe.adapter.factors), factors.describe(recipe.adapter.factors)
     own = groups.describe(recipe)
+    # Under ditto the arrays of a federation's adapter are its own: those that stay only have the same names.
+    first = "" if recipe.personal.kind == groups.DITTO else "; in the adapter of a federation these are first values"
     share = trainable / max(1, facts.parameters)
     lines = [
         "---",
@@ -116,7 +118,7 @@ def card(
         f"- trainable numbers: {trainable:,} ({share:.2%} of the backbone), {quantity.of(recipe.rounds, 'round')}, "
         f"rule `{recipe.aggregation.rule}`",
         *([f"- factors: `{recipe.adapter.factors}`: {way}"] if way else []),
-        *([f"- {own}; in the adapter of a federation these are first values"] if own else []),
+        *([f"- {own}{first}"] if own else []),
         f"- backbone sha256: `{facts.sha256 or 'made from the seed'}`",
         *([f"- backbone licence: {facts.licence}"] if facts.sha256 else []),
         f"- recipe hash: `{facts.recipe_hash}`",

@@ -166,7 +166,7 @@ def add_out(
     number = max(number, int(journal[-1]["round"]) + 1)
     for name, entry in journal[-1].get(buffer.OUT, {}).items():
         since = int(entry["round"])
-        if name not in sites or sites[name]["answered_round"] >= since:
+        if name not in sites or sites[name]["answered_round"] >= since or since < recipe.first_round:
             continue
         left = max(0, since + recipe.asynchronous.staleness_limit + 1 - number)
         sites[name]["out"] = {"since": since, "stale_in": left}

@@ -99,6 +99,8 @@ def write_sites(
         model = built.get(site.recipe(recipe), site.device)
         model.write(site.beside(model, recipe.hash, rule.for_site(adapter, model.manifest), recipe.rounds + 1))
         note = f"Of virtual hospital '{site.name}', with what it keeps for itself ({recipe.personal.kind})"
+        if groups.bare(recipe):
+            model, note = model.without_mechanism(), f"{note}. {groups.BARE}"
         export.save(model, place.path / "sites" / site.name, {"experiment": job.name}, note=note)
 
 

@@ -49,6 +49,8 @@ SPLITS_PAIRS = (SHARE_A, BY_PART)
 """Kinds under which one factor of a pair is shared and the other one is personal."""
 BESIDE = (DITTO, DUAL)
 """Kinds whose personal arrays train beside the shared adapter and have no part in what leaves."""
+BARE = "Part of it was trained without noise: no differential privacy"
+"""Said of an adapter with arrays of which :func:`bare` holds."""
 HEAD_GROUPS = ("head", "decoder")
 """Groups of a manifest that are the head and its like; their learning rate may be another."""
 
@@ -184,6 +186,18 @@ def describe(recipe: schema.Recipe) -> str:
         bare = "" if recipe.privacy.mechanism == privacy.NO_MECHANISM else ", trained without noise"
         return f"personal ({kind}): {KINDS[kind]} stays at each site and never leaves it{bare}"
     return "" if kind == NONE else f"personal ({kind}): {KINDS[kind]} stay at each site and never leave it"
+
+
+def bare(recipe: schema.Recipe) -> bool:
+    """Whether what a site keeps for itself is made of its records without the noise of the recipe's mechanism.
+
+    The steps of a mechanism at the sites bound and noise personal arrays too. One at site level, or with shared noise,
+    noises what leaves alone; and what trains beside the shared adapter has no mechanism.
+    """
+    kind, mechanism = recipe.personal.kind, recipe.privacy.mechanism
+    if kind == NONE or mechanism == privacy.NO_MECHANISM:
+        return False
+    return kind in BESIDE or mechanism in {privacy.SITE_LEVEL, *privacy.SHARED}
 
 
 def joined(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import types
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from flwr.app import Context, Message
 from fedvfm import errors
 from fedvfm.client import app as client_app
 from fedvfm.client import recipe_review
+from fedvfm.client.adoption import adoption, decisions
 from fedvfm.client.batch import jobs
 from fedvfm.client.gate import enforcement, gate, steps
 from fedvfm.client.personal import choice, personalisation
@@ -23,8 +25,9 @@ from fedvfm.config import schema
 from fedvfm.flower import internals
 from fedvfm.model import adapted_model
 from fedvfm.protocol import protocol
-from fedvfm.state import groups, state
-from tests.client import test_terms, two_numbers
+from fedvfm.simulation import personal, run_folder
+from fedvfm.state import checkpoint, groups, state
+from tests.client import test_terms, test_verdicts, two_numbers
 from tests.privacy import test_private_training as drawn
 
 CONTEXT = internals.context(1, 7, {})
@@ -142,17 +145,22 @@ def test_under_a_mechanism_no_answer_tells_that_it_failed(
         assert "round 1: what stays here is as it was: the loss is nan" in caplog.text
 
 
-def test_the_personal_adapter_in_place_of_the_update_does_not_pass_the_gate(tmp_path: Path) -> None:
-    """It has the same names, so it is known by its numbers; whatever app computes it."""
+@pytest.mark.parametrize("codec", ["fp32", "int8"])
+def test_the_personal_adapter_in_place_of_the_update_does_not_pass_the_gate(tmp_path: Path, codec: str) -> None:
+    """It has the same names, so it is known by its numbers; whatever app computes it, and however they are coded."""
     hospital = test_terms.Hospital(tmp_path)
-    asked = two_numbers.make_recipe(personal={"kind": "ditto"})
+    asked = two_numbers.make_recipe(personal={"kind": "ditto"}, codec=codec)
     terms = enforcement.HospitalTerms(hospital.where, lambda: hospital.rules, two_numbers.build)
     start, kept, name = two_numbers.adapter(0.0), hospital.kept.personal, hospital.where.about.site
-    task, update = protocol.Task(asked, 2, start), protocol.decode_update(test_terms.update(), start)
+    task, update = protocol.Task(asked, 2, start), protocol.decode_update(test_terms.update(2), start)
+    before = {key: array + np.float32(0.013) for key, array in start.items()}
     order = gate.Order((steps.read,), (steps.compute, steps.release), ())
+    app_s = sites.Site(name, drawn.Drawn(), residuals=hospital.kept.residuals)
+    hospital.kept.residuals.propose(asked.hash, name, 1, "cd" * 32, before)
+    hospital.kept.residuals.settle(asked.hash, 1, "cd" * 32)
 
     def careless(message: Message, context: Context) -> Message:
-        return Message(test_terms.update(), reply_to=message)
+        return Message(client_app._encoded(app_s, task, start, update), reply_to=message)
 
     def answered() -> None:
         door = gate.Gate(careless, hospital.kept, terms, test_terms.report, order)
@@ -161,8 +169,11 @@ def test_the_personal_adapter_in_place_of_the_update_does_not_pass_the_gate(tmp_
         door.answer(passing)
 
     kept.propose(asked.hash, name, 2, start.fingerprint, dict(update.state))
-    answered()  # its first round: both begin as one adapter, and after one step they may be equal
+    answered()  # its first round: both begin as one adapter, and may be equal when trained
     kept.propose(asked.hash, name, 1, "cd" * 32, dict(start))
+    kept.settle(asked.hash, 1, "cd" * 32)
+    answered()  # so they do where no other site sent anything in the round before
+    kept.propose(asked.hash, name, 1, "cd" * 32, before)
     kept.settle(asked.hash, 1, "cd" * 32)
     kept.propose(asked.hash, name, 2, start.fingerprint, {key: a + np.float32(1) for key, a in update.state.items()})
     answered()
@@ -189,6 +200,35 @@ def test_a_statement_says_of_it_that_it_is_not_private(kind: str, bare: bool) ->
     assert work._bare(choice.PARTIAL) == bare
     assert work._bare(choice.PERSONAL)
     assert not work._bare(choice.GLOBAL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mechanism", "bare"),
+    [("ditto", "record-level", True), ("head-local", "record-level", False), ("head-local", "site-level", True)],
+)
+def test_no_card_of_what_stays_claims_a_guarantee_that_it_has_not(
+    tiny_dino: Path, tmp_path: Path, kind: str, mechanism: str, bare: bool
+) -> None:
+    """Neither a simulation's ``sites/NAME`` nor a hospital's folder, where its arrays are in the adapter itself."""
+    model = adapted_model.AdaptedModel(recipe(tiny_dino, kind, mechanism))
+    first, site = model.initial(), sites.Site("north", drawn.Drawn())
+    checkpoint.write(tmp_path / "adapter.safetensors", first, {})
+    job: Any = types.SimpleNamespace(name="trial", locked=model.locked(), folder=tmp_path)
+    built: Any = types.SimpleNamespace(get=lambda *_: model)
+    personal.write_sites(run_folder.RunFolder(tmp_path), job, [site], built)
+    folders = [tmp_path / "sites" / "north"]
+    if kind not in groups.BESIDE:
+        where = test_verdicts.where.__wrapped__(tmp_path)  # type: ignore[attr-defined]
+        found = test_verdicts.verdict(model.recipe.hash, first.fingerprint)
+        model.write(first)
+        adoption.Finals(where, lambda: pytest.fail("not asked"))._keep(model, found, first, None)
+        folders.append(decisions.place(where, found))
+    for folder in folders:
+        card = (folder / "README.md").read_text()
+        assert (f"- differential privacy: {mechanism}, delta" in card) != bare
+        assert ("- differential privacy: none" in card) == (groups.BARE in card) == bare
+        assert ("these are first values" in card) == (kind != "ditto")
+    assert model.recipe.privacy.mechanism == mechanism
 
 
 def test_no_batch_job_trains_it(tiny_dino: Path) -> None:

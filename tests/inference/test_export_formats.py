@@ -241,8 +241,12 @@ def monai_workflow(folder: Path, **override: Any) -> Any:
 
 
 def test_monai_loads_and_runs_the_bundle(saved: Saver, tmp_path: Path) -> None:
-    adapter = saved()
+    adapter = copied(saved(), tmp_path / "adapter")
+    own = {path.name for path in adapter.iterdir()}
+    for name in ("beside.safetensors", "global.safetensors", "verdict.json", "statement.json"):
+        (adapter / name).write_text("a site's own, which lies beside an adapter and stays there")
     fedvfm.export_adapter(adapter, tmp_path / "bundle", "monai")
+    assert {path.name for path in (tmp_path / "bundle" / "models" / "adapter").iterdir()} == own
     (tmp_path / "bundle").rename(tmp_path / "elsewhere")
     rows, columns = np.mgrid[:30, :40]
     (tmp_path / "in").mkdir()

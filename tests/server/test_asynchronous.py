@@ -305,12 +305,16 @@ def test_a_site_that_is_away_for_long_is_asked_for_the_same_round_when_it_is_bac
     assert members[2].asked.count(("train", 1)) == (0 if pause else 1)
 
 
-def test_who_was_away_rests_while_the_others_are_enough() -> None:
+def test_who_was_away_rests_while_those_that_begin_can_fill_the_round() -> None:
     own = buffer.Buffer(asynchronous.Asynchronous(buffer_size=2), None)
+    own.ask(1, SIZES)
     own.was_away("west", 100.0)
-    assert own.resting(SIZES, 2, 100.0 + buffer.PAUSE_S - 1.0) == {"west"}
-    assert own.resting(SIZES, 3, 100.0 + buffer.PAUSE_S - 1.0) == set(), "a round that needs it asks it"
-    assert own.resting(SIZES, 2, 100.0 + buffer.PAUSE_S) == set()
+    soon = 100.0 + buffer.PAUSE_S - 1.0
+    assert own.resting(SIZES, 1, 2, soon) == {"west"}
+    assert own.resting(SIZES, 1, 3, soon) == set(), "a round that needs it asks it"
+    assert own.resting(SIZES, 1, 2, 100.0 + buffer.PAUSE_S) == set()
+    own.ask(2, ["east"])
+    assert own.resting(SIZES, 2, 2, soon) == set(), "north trains since round 1, and nobody knows for how long"
 
 
 def test_the_status_says_who_is_out_and_when_that_is_stale() -> None:
@@ -329,6 +333,8 @@ def test_the_status_says_who_is_out_and_when_that_is_stale() -> None:
     assert late["west"] == ({"since": 2, "stale_in": 0}, "takes part; out since round 2, stale")
     assert late["north"][1].endswith("stale in 1 round")
     assert says(recipe(9, None), 5) == {}
+    again = chosen.model_copy(update={"rerun": schema.Rerun(of="ab" * 32, after=2)})
+    assert set(says(again, 5)) == {"north"}, "of the recipe that it goes on from nobody is waited for"
 
 
 def test_a_quorum_that_is_missed_names_who_is_away(tmp_path: Path) -> None:

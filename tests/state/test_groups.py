@@ -156,3 +156,14 @@ def test_other_arrays_than_the_personal_ones_are_no_adapter_of_this_site() -> No
         if wrong:
             with pytest.raises(ValueError, match="are personal, or their shapes differ"):
                 groups.joined(came, wrong, ROWS, "share-A")
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "bare"),
+    [("none", set()), ("record-level", {"ditto", "dual"}), ("site-level", {"head-local", "ditto", "dual"})],
+)
+def test_which_kinds_keep_what_no_noise_was_added_to(mechanism: str, bare: set[str]) -> None:
+    noise = {"mechanism": mechanism, "clip": 1.0, "epsilon": 8.0, "delta": 1e-5}
+    chosen = recipe(privacy={"mechanism": "none"} if mechanism == "none" else noise).privacy
+    kinds = ("none", "head-local", "ditto", "dual")
+    assert {kind for kind in kinds if groups.bare(recipe(kind).model_copy(update={"privacy": chosen}))} == bare

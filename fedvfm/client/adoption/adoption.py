@@ -140,6 +140,8 @@ class Finals:
             elif model.personal:
                 note += f". With this site's own arrays ({model.recipe.personal.kind}): it must not leave the site"
                 checkpoint.write(folder / decisions.GLOBAL, came, {"recipe": found.recipe})
+                if groups.bare(model.recipe):
+                    model, note = model.without_mechanism(), f"{note}. {groups.BARE}"
             export.save(model, folder, made, note=note)
         signed_documents.write(folder / decisions.VERDICT, found)
         decisions.forget_declined(self.where)

@@ -10,9 +10,10 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
 from flwr.app import Message
 
 from fedvfm import errors
@@ -414,15 +415,23 @@ def _trained(own: Hospital, of: Exchange) -> envelope.Envelope:
 def _is_personal(own: Hospital, of: Exchange, leaving: state.AdapterState) -> bool:
     """Whether what would leave is what this site trained for itself, where that has the same names (``ditto``).
 
-    In a site's first round both begin as the same adapter and may be equal after one step: then it tells no more.
+    Where both begin as the same adapter they may be equal when trained: then it tells no more. So it is in a site's
+    first round, and where the global adapter is the update that this site alone sent.
     """
     if of.recipe.personal.kind != groups.DITTO:
         return False
-    kept, name = of.sent.personal, own.where.about.site
-    trained = kept.proposed(of.recipe.hash, name, of.asked.round, of.base.fingerprint)
-    if not trained or not kept.before(of.recipe.hash, name, of.asked.round):
+    about = (of.recipe.hash, own.where.about.site, of.asked.round)
+    trained, began = of.sent.personal.proposed(*about, of.base.fingerprint), of.sent.personal.before(*about)
+    if not (leaving.keys() <= trained.keys()) or all(_equal(began.get(name), of.base[name]) for name in trained):
         return False
-    return all(number in trained and bool((trained[number] == array).all()) for number, array in leaving.items())
+    could: Mapping[str, state.Array] = {name: trained[name] for name in leaving}
+    if of.recipe.codec != codecs.PLAIN:
+        could = codecs.encode(of.recipe.codec, could, of.base, of.sent.residuals.before(*about)).after
+    return all(_equal(could[name], array) for name, array in leaving.items())
+
+
+def _equal(kept: state.Array | None, other: state.Array) -> bool:
+    return kept is None or np.array_equal(kept, other)
 
 
 def _evaluated(own: Hospital, of: Exchange) -> envelope.Envelope:

@@ -201,14 +201,10 @@ class _Work:
     def _bare(self, name: str) -> bool:
         """Whether an adapter of a recipe with a mechanism holds what was learned without it.
 
-        A site's own arrays were trained by the steps that a mechanism of the site bounds and noises; one at
-        site level, or with shared noise, noises what leaves alone; and what is trained beside the shared adapter has
-        none.
+        A site's own arrays may be such, see :func:`fedvfm.state.groups.bare`.
         """
-        mechanism = self.recipe.privacy.mechanism
-        outside = mechanism in {privacy.SITE_LEVEL, *privacy.SHARED} or self.recipe.personal.kind in groups.BESIDE
-        covered = (choice.GLOBAL,) if outside else (choice.GLOBAL, choice.PARTIAL)
-        return mechanism != privacy.NO_MECHANISM and name not in covered
+        covered = (choice.GLOBAL,) if groups.bare(self.recipe) else (choice.GLOBAL, choice.PARTIAL)
+        return self.recipe.privacy.mechanism != privacy.NO_MECHANISM and name not in covered
 
     def _keep(
         self, model: adapted_model.AdaptedModel, chosen: tuning.Chosen, said: statement.Statement
@@ -217,11 +213,7 @@ class _Work:
         place = self.where.folder / statement.FOLDER / f"{self.verdict.recipe}-{said.adapter}"
         storage.make_private(place.parent)
         decisions.empty(place)
-        adapted = model
-        if said.private:
-            # Its card must not claim the guarantee of the recipe.
-            adapted = model.under(model.recipe.model_copy(update={"privacy": privacy.NONE}))
-            adapted.recipe_hash = adapted.recipe.hash
+        adapted = model.without_mechanism() if said.private else model
         adapted.write(chosen.adapter)
         about = {"experiment": self.where.about.federation}
         export.save(adapted, place, about, note=self._note(said))

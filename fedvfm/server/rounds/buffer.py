@@ -38,7 +38,7 @@ OUT, STALENESS, CLOCK = "out", "staleness", "clock"
 """Keys of a journal's line: who is still training, and since which round; how late an update came; counted time."""
 TOO_STALE = "too-stale"
 PAUSE_S = 60.0
-"""A site in place of whose answer came that it is away is asked again no sooner, while a round has enough others."""
+"""A site in place of whose answer came that it is away is asked again no sooner, while others can fill a round."""
 Bases = Callable[[int], state.AdapterState]
 """The adapter that a round began with."""
 
@@ -112,10 +112,15 @@ class Buffer:
         """Its answer was that it is away; ``now`` by any clock that goes on."""
         self._asked_again[site] = now + PAUSE_S
 
-    def resting(self, sites: Collection[str], least: int, now: float) -> set[str]:
-        """Of sites that a round waits for those that are not asked yet; none where it would have under ``least``."""
+    def resting(self, sites: Collection[str], number: int, enough: int, now: float) -> set[str]:
+        """Of sites that a round waits for those that are not asked in it, since they were away a moment ago.
+
+        None where fewer than ``enough`` of the others begin in this round: those that still train an earlier one may
+        take hours, and so long would a site rest that is back by now.
+        """
         rest = {site for site in sites if now < self._asked_again.get(site, -math.inf)}
-        return rest if len(sites) - len(rest) >= least else set()
+        quick = sum(self.out[site].round == number for site in sites if site not in rest)
+        return rest if quick >= enough else set()
 
     def _time(self, site: str) -> float:
         return 0.0 if self._times is None else float(self._times.get(site, 1.0))

@@ -558,7 +558,7 @@ class Federation:
             limit.seconds = min(limit.seconds, grace)
         ended = own is not None and len(taken) >= enough  # an earlier process took all, and was ended before the round
         if own is not None and self._waits and number < self.job.rounds:  # the last round asks whom it can
-            away |= own.resting([member.name for member in members], self._least(own), time.monotonic()) - taken
+            away |= own.resting([member.name for member in members], number, enough, time.monotonic()) - taken
         asked = [] if ended else [member for member in members if member.name not in taken | away]
         for node, message in self._ask(
             asked,
