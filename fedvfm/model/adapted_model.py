@@ -580,9 +580,9 @@ class AdaptedModel(nn.Module):
 
     def without_mechanism(self) -> AdaptedModel:
         """The same for saving what was trained without noise: its card claims no guarantee of the recipe."""
-        made = self.under(self.recipe.model_copy(update={"privacy": privacy.NONE}))
-        made.recipe_hash = made.recipe.hash
-        return made
+        bare = self.under(self.recipe.model_copy(update={"privacy": privacy.NONE}))
+        bare.recipe_hash = bare.recipe.hash
+        return bare
 
     def locked(self) -> locked_recipe.LockedRecipe:
         """The recipe, locked to this model's manifest, initial adapter and backbone."""
