@@ -149,7 +149,7 @@ def _require_comparable(site: str, parts: Mapping[str, Sequence[data.Sample]]) -
     if any(sample.part is not None for members in parts.values() for sample in members):
         raise defect.OPTIONS.error(
             f"site '{site}': target 'cox' compares cases, and slices of a volume would count as so many of them; use "
-            "task 'case-classification', or recipe.data.depth for whole volumes"
+            "task 'case-classification'"
         )
     alone = [split for split, members in parts.items() if members and not _comparable(members)]
     if alone:

@@ -241,11 +241,13 @@ def test_a_site_without_a_table_tells_nothing_of_columns(site: Site) -> None:
 
 def test_virtual_hospitals_propose_the_constants_of_their_recipe(tmp_path: Path) -> None:
     names = [f"{number:02d}" for number in range(60)]
-    labels = "id,label\n" + "".join(f"{name},{'xy'[at % 2]}\n" for at, name in enumerate(names))
+    labels = "id,label,image\n" + "".join(f"{name},{'xy'[at % 2]},\n" for at, name in enumerate(names))
     ages = {name: 30.0 + at for at, name in enumerate(names)}
-    table = "id,age\n" + "".join(f"{name},{age}\n" for name, age in ages.items())
+    table = "id,age,sex\n" + "".join(f"{name},{age},\n" for name, age in ages.items())
+    labels, table = labels + "visit,x,none\n", table + "visit,,F\n"
     root = folder(tmp_path / "data", labels, names, table=table)  # type: ignore[arg-type]
-    inputs = {"numbers": ["age"], "ranges": [[0.0, 100.0]], "centres": [50.0], "scales": [25.0]}
+    inputs: dict[str, Any] = {"numbers": ["age"], "ranges": [[0.0, 100.0]], "centres": [50.0], "scales": [25.0]}
+    inputs |= {"categories": {"sex": ["F", "M"]}, "images_missing": True}
     recipe = {"backbone": {"name": "unet"}, "task": {"kind": "classification"}, "adapter": {"kind": "full"}}
     recipe |= {"inputs": inputs, "data": {"class_names": ["x", "y"], "input_size": [32, 32]}, "rounds": 1}
     values = {
