@@ -26,6 +26,8 @@ from fedvfm.storage import storage
 
 PLAIN = "adapter"
 """The form that is fedvfm's own folder; the others are those of ``fedvfm export``."""
+AS_IT_CAME, STATEMENT = "global.safetensors", "statement.json"
+"""Beside an adapter with a site's own arrays: the one that came; beside one that a site chose: what it is worth."""
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ATTRIBUTES = ".gitattributes"
@@ -103,6 +105,7 @@ def _require_options(repository: str, form: str, public: bool, licence: str) -> 
 def _staged(adapter: Path, scratch: Path, form: str, backbone: str | None) -> tuple[Path, schema.Recipe]:
     """A folder with what is published and nothing besides, made from the adapter; and its recipe."""
     recipe = export.recipe_of(adapter)
+    _require_not_of_one_site(adapter)
     if recipe.backbone.name != "unet" and _is_place(recipe.backbone.name):
         raise errors.ConfigError(
             "push",
@@ -120,6 +123,21 @@ def _staged(adapter: Path, scratch: Path, form: str, backbone: str | None) -> tu
     folder = scratch / "export"
     forms.export_adapter(clean, folder, form, backbone=backbone)
     return folder, recipe
+
+
+def _require_not_of_one_site(adapter: Path) -> None:
+    """Refuse what a hospital's folder says must not leave it.
+
+    Raises:
+        ConfigError: if the adapter holds a site's own arrays, or was trained on without the noise of its recipe.
+    """
+    said = adapter / STATEMENT
+    bare = said.is_file() and re.search(rb'"private":\s*true', said.read_bytes()) is not None
+    if bare or (adapter / AS_IT_CAME).exists():
+        why = f"{STATEMENT} says that it has no differential privacy" if bare else "it holds this site's own arrays"
+        raise errors.ConfigError(
+            "push", [f"{adapter}: must not leave this site: {why}. Push the federation's adapter: ask the coordinator"]
+        )
 
 
 def _is_place(name: str) -> bool:

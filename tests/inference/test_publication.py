@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +17,9 @@ import safetensors.numpy
 import fedvfm
 from fedvfm import errors
 from fedvfm.backbones import convert
-from fedvfm.inference import export
+from fedvfm.client.adoption import decisions
+from fedvfm.client.personal import statement
+from fedvfm.inference import export, publication
 from fedvfm.simulation import run as runs
 from tests.inference.conftest import moved
 from tests.inference.test_export_formats import under
@@ -187,6 +190,18 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_asked(
     assert about
     assert "a place of this machine" in str(refused(kept))
     assert hub.asked == []
+
+
+def test_what_must_not_leave_a_site_is_not_pushed(adapter: Path, tmp_path: Path) -> None:
+    assert (publication.AS_IT_CAME, publication.STATEMENT) == (decisions.GLOBAL, statement.STATEMENT)
+    for name, text, why in (
+        (decisions.GLOBAL, "", "it holds this site's own arrays"),
+        (statement.STATEMENT, '{"private": true}', "statement.json says that it has no differential privacy"),
+    ):
+        folder = Path(shutil.copytree(adapter, tmp_path / name))
+        (folder / name).write_text(text)
+        with pytest.raises(errors.ConfigError, match=f"must not leave this site: {why}"):
+            fedvfm.push_to_hub(folder, "ward/cells", dry_run=True)
 
 
 def test_the_command(cli: Callable[..., Any], adapter: Path, hub: hubs.Hub) -> None:
