@@ -136,7 +136,8 @@ def _card(model: adapted_model.AdaptedModel, off: float) -> str:
     ]
     facts = [
         f"- `image`: float32 (N, 3, {height}, {width}), prepared as below; the graph itself normalises",
-        f"- `vectors`: float32 (S, {size}), those of all images of one case in their order",
+        f"- `vectors`: float32 (S, {size}), those of all images of one case in their order"
+        + "; one of zeros where the image is missing" * model.recipe.inputs.images_missing,
         "- `places`: int64 (S,), the place of each image in the case, from 0",
         *([f"- `table`: float32 ({columns},), NaN where a value is missing"] if columns else []),
         *delivery.table_lines(model),

@@ -223,8 +223,7 @@ def imageless(path: Path, items: Sequence[Item], table: Path) -> list[Item]:
     Raises:
         DataError: listing rows of which there is an image, and names that are no plain file names.
     """
-    names = without_image(table)
-    known = {name for item in items for part in (item, *item.parts) for name in _ids(path, part)}
+    names, known = _without_image(table), _known(path, items)
     faults = [
         defect.TABLE.fault(
             f"id '{name}' has image = {layouts.NO_IMAGE}, and there is an image of that name; correct the row, or take "
@@ -242,14 +241,23 @@ def imageless(path: Path, items: Sequence[Item], table: Path) -> list[Item]:
     return [Item(name, "row", table) for name in names]
 
 
-def without_image(table: Path) -> list[str]:
-    """Ids of a table that have ``none`` in a column ``image``.
+def not_answered(path: Path, items: Sequence[Item], table: Path) -> list[str]:
+    """The same rows by their ids, for an adapter that answers from none: those of which there is no image either.
 
     Raises:
-        DataError: if it cannot be read.
+        DataError: if the table cannot be read.
     """
+    known = _known(path, items)
+    return [name for name in _without_image(table) if name not in known]
+
+
+def _without_image(table: Path) -> list[str]:
     rows = index.read_csv(table, ("id",))
     return [row["id"] for row in rows if row.get("image", "").strip().casefold() == layouts.NO_IMAGE]
+
+
+def _known(path: Path, items: Sequence[Item]) -> set[str]:
+    return {name for item in items for part in (item, *item.parts) for name in _ids(path, part)}
 
 
 def _ids(path: Path, item: Item) -> list[str]:

@@ -251,7 +251,7 @@ def run(
     unseen = [item.name for item in items if item.kind == "row"]
     noted = {WITHOUT_ROW: [name for name in rowless if name not in {*unseen}]}
     noted[WITHOUT_IMAGE] = [name for name in unseen if name not in {*rowless}]
-    noted[NOT_TAKEN] = [] if bare or rows_of is None else inputs.without_image(rows_of)
+    noted[NOT_TAKEN] = [] if bare or rows_of is None else inputs.not_answered(source, items, rows_of)
     predictor.notes |= {note: names for note, names in noted.items() if names}
     rows, failed, full = _each(predictor, items)
     summary = {

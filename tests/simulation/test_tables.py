@@ -157,7 +157,7 @@ def test_single_images_take_a_table_in_training_prediction_and_onnx(
             forms.export_adapter(made.path / "adapter", tmp_path / form, form)
     table = tmp_path / "table.csv"
     with (drawn / "table.csv").open(newline="", encoding="utf-8") as file:
-        told = [{**row, "image": ""} for row in csv.DictReader(file)]
+        told = [{**row, "image": "none"} for row in csv.DictReader(file)]
     drawn_cases.table(table, [*told, {**told[0], "id": "visit", "image": "none"}])
     forms.export_adapter(made.path / "adapter", tmp_path / "onnx", "onnx")
     rows = []
