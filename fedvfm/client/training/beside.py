@@ -38,8 +38,8 @@ def train(
 ) -> state.AdapterState:
     """As many steps as the shared adapter was trained with.
 
-    Under a mechanism training that fails keeps what the site had, and its people read of it in its log: whether it
-    failed depends on the images, and no answer may tell.
+    Training that fails keeps what the site had, and its people read of it in its log: the update is finished, and under
+    a mechanism no answer may tell of a failure, which depends on the images.
 
     Args:
         model: of the recipe, in the site's rank; left as trained.
@@ -55,7 +55,6 @@ def train(
 
     Raises:
         DeadlinePassed: if it is over before the last step.
-        TrainingError: if a loss is not finite, or nothing moved; not under a mechanism.
     """
     kind, names = model.recipe.personal.kind, groups.kept(model.manifest, model.recipe.personal.kind)
     steps = model.under(recipe_of(model.recipe))
@@ -64,8 +63,6 @@ def train(
     try:
         trained = trainer.train(steps, site, own, round_number, deadline, on_step, towards=towards).state
     except errors.TrainingError as error:
-        if model.recipe.privacy.mechanism == privacy.NO_MECHANISM:
-            raise
         LOG.warning(f"round {round_number}: what stays here is as it was: {error}")
         trained = state.AdapterState({})
     return state.AdapterState({**own, **trained}).select(sorted(names))
