@@ -32,7 +32,7 @@ def answer(last: nn.Module, vectors: Tensor) -> Tensor:
 
     Shapes: (B, D) -> (B, K).
     """
-    if not torch.is_autocast_enabled(vectors.device.type):
+    if vectors.is_meta or not torch.is_autocast_enabled(vectors.device.type):
         whole: Tensor = last(vectors)
         return whole
     with torch.autocast(vectors.device.type, enabled=False):

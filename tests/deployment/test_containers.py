@@ -313,7 +313,7 @@ def test_the_servers_lock_is_enough_and_torch_is_not_there(tmp_path: Path) -> No
         "a",
         *state,
     )
-    assert json.loads(run(fedvfm, "server", "status", "--json", *state))["rounds"] == 8
+    assert json.loads(run(fedvfm, "server", "status", "--json", *state))["rounds"] == 16
     run(fedvfm, "server", "nginx", "--upstream", "server:8443", "--output", tmp_path / "edge", *state)
     rows = json.loads(run(fedvfm, "doctor", "server", "--json", *state, code=20))["rows"]
     assert {row["check"] for row in rows if row["severity"] == "blocker"} == {"quorum"}

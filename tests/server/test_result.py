@@ -197,7 +197,9 @@ def test_the_primary_metric_is_known_without_torch() -> None:
     for kind in metrics.TABLE.names():
         whole = kind in ("segmentation", "detection")  # these have no other target
         for target in ("class",) if whole else ("class", *metrics.TARGETS.names()):
-            columns = {"ranges": [[0, 1]] * 2, "centres": [0, 0], "scales": [1, 1]} if target == "regression" else {}
+            columns: dict[str, Any] = {"bins": [1.0]} if target == "cox" else {}
+            if target == "regression":
+                columns = {"ranges": [[0, 1]] * 2, "centres": [0, 0], "scales": [1, 1]}
             values = {
                 "backbone": {"name": "unet"},
                 "task": {"kind": kind},

@@ -193,11 +193,15 @@ def test_what_has_no_meaning_is_a_fault_of_the_experiment(tiny: Any) -> None:
         ("by-part", {"aggregation": {"rule": "svd"}}, "joins the products of both factors"),
         ("share-A", {"adapter": {"kind": "bias"}}, "has no such array"),
         ("head-local", {"adapter": {"kind": "head-only"}}, "nothing that trains would be shared"),
-        ("dual", {"adapter": {"kind": "bias"}}, "has no second pairs"),
+        ("dual", {"adapter": {"kind": "bias"}}, "unknown option of 'bias'"),
         ("ditto", {"aggregation": {"rule": "svd"}}, "a pull to them means nothing"),
     ):
         with pytest.raises(errors.ConfigError, match=word):
             experiment.examine(experiment.parse(what(tiny, kind, **more), "experiment"))
+    pairless = what(tiny, "dual")
+    del pairless["recipe"]["adapter"]["options"]
+    with pytest.raises(errors.ConfigError, match="has no second pairs"):
+        experiment.examine(experiment.parse(pairless, "experiment"))
     with pytest.raises(errors.ConfigError, match="baselines: 'leave-one-out' has no meaning"):
         experiment.examine(experiment.parse({**what(tiny, "share-A"), "baselines": ["leave-one-out"]}, "experiment"))
 
