@@ -93,10 +93,15 @@ class Losses:
 
     Flower's SuperNode forgets it without a word. A coordinator that died needs none, but one that stood still while it
     sent would wait for an answer until its round is over.
+
+    And a message that was given up when it was whole, because its receipt could not be told, may be answered all the
+    same. Flower's loop would send that answer in place of the next message's, and be one behind from then on; here it
+    goes on sending until the message that it took is answered.
     """
 
     def __init__(self) -> None:
         self._lost = False
+        self._asked = ""
 
     def noticing(self, pull: Callable[..., Any]) -> Callable[..., Any]:
         """The fetching of a message's parts; what fails there while the run goes on is a loss."""
@@ -128,12 +133,31 @@ class Losses:
 
             self._lost = False
             run = take(state=state, object_store=object_store, receive=noted, **named)
+            self._asked = heads[0].metadata.message_id if heads else ""
             if not self._lost:
                 return run
             loops._insert_message(Message(LOST, reply_to=heads[0]), state, object_store)
             return heads[0].metadata.run_id
 
         return taken
+
+
+    def answering(self, push: Callable[..., None]) -> Callable[..., None]:
+        """Flower's sending of the replies that are there, until that to the message that was taken is among them."""
+
+        @functools.wraps(push)
+        def pushed(*, send: Callable[..., Any], **named: Any) -> None:
+            answered: set[str] = set()
+
+            def noted(reply: Message, *rest: Any) -> Any:
+                answered.add(reply.metadata.reply_to_message_id)
+                return send(reply, *rest)
+
+            push(send=noted, **named)
+            while self._asked and self._asked not in answered:
+                push(send=noted, **named)
+
+        return pushed
 
 
 class _Coming:
@@ -177,6 +201,7 @@ def run_supernode() -> None:
     loaded["time"] = WakefulTime(bell)
     loaded["pull_objects"] = losses.noticing(telling(loaded["pull_objects"], bell))
     loaded["_pull_and_store_message"] = losses.telling(loaded["_pull_and_store_message"])
+    loaded["_push_messages"] = losses.answering(loaded["_push_messages"])
     nodes.create_app = with_long_polls(nodes.create_app, bell)
 
     def begun(**named: Any) -> None:

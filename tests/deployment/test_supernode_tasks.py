@@ -43,6 +43,7 @@ class SuperLink:
         frozen: the coordinator stands still: no further part of a message comes.
         errors: codes of replies that are errors.
         replies: run and id of the message, of each reply that arrived.
+        receipt: what the receipt of a message meets.
     """
 
     def __init__(self) -> None:
@@ -56,6 +57,7 @@ class SuperLink:
         self.errors: list[int] = []
         self.frozen = False
         self.pulled = 0
+        self.receipt: Callable[[], None] = lambda: None
 
     def send(self, run: int) -> str:
         """A handshake of a run; its id."""
@@ -101,6 +103,9 @@ class SuperLink:
         self.pulled += 1
         return self._contents[object_id]
 
+    def confirm(self, run_id: int, object_id: str) -> None:
+        self.receipt()
+
     def send_reply(self, message: Message, tree: Any, seconds: float) -> tuple[set[str], str]:
         self.replies.append((message.metadata.run_id, message.metadata.reply_to_message_id))
         self.errors.extend([message.error.code] if message.has_error() else [])
@@ -130,7 +135,7 @@ class SuperNode:
             get_run=self._link.get_run,
             get_fab=self._link.get_fab,
             pull_object=self._link.pull_object,
-            confirm_message_received=lambda run_id, object_id: None,
+            confirm_message_received=self._link.confirm,
             trusted_entities=None,
         )
 
@@ -227,6 +232,29 @@ def test_a_coordinator_that_stood_still_while_it_sent_is_told_that_its_message_w
     node.push()
     assert (link.replies[1:], answered) == ([(3, asked)], [3])
     assert len(node.store) == 0
+
+
+def test_the_answer_to_a_message_that_was_given_up_takes_no_others_place(
+    node: SuperNode, link: SuperLink, answered: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its receipt could not be told, and the executor had it: the node would be one answer behind from then on."""
+    losses, loop = flower_node.Losses(), vars(start_client_internal)
+    monkeypatch.setitem(loop, "_pull_and_store_message", losses.telling(loop["_pull_and_store_message"]))
+    monkeypatch.setitem(loop, "_push_messages", losses.answering(loop["_push_messages"]))
+
+    def deaf() -> None:
+        until(lambda: answered == [1])
+        raise ConnectionError("the handshake operation timed out")
+
+    link.receipt = deaf
+    given_up = link.send(1)
+    assert node.pull() is None
+    link.receipt = lambda: None
+    asked = link.send(2)
+    assert node.pull() == 2
+    node.push()
+    assert link.replies == [(1, given_up), (2, asked)]
+    assert answered == [1, 2]
 
 
 def test_a_slow_line_loses_no_message(
