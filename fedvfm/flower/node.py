@@ -141,7 +141,6 @@ class Losses:
 
         return taken
 
-
     def answering(self, push: Callable[..., None]) -> Callable[..., None]:
         """Flower's sending of the replies that are there, until that to the message that was taken is among them."""
 
