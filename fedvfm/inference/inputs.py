@@ -223,15 +223,8 @@ def imageless(path: Path, items: Sequence[Item], table: Path) -> list[Item]:
     Raises:
         DataError: listing rows of which there is an image, and names that are no plain file names.
     """
-    names, known = _without_image(table), _known(path, items)
-    faults = [
-        defect.TABLE.fault(
-            f"id '{name}' has image = {layouts.NO_IMAGE}, and there is an image of that name; correct the row, or take "
-            "the image away"
-        )
-        for name in names
-        if name in known
-    ]
+    names, known = layouts.declared_imageless(table), _known(path, items)
+    faults = [defect.TABLE.fault(layouts.has_image_after_all(name)) for name in names if name in known]
     faults += [
         defect.TABLE.fault(f"id '{name}' is no plain file name; call it otherwise")
         for name in names
@@ -248,12 +241,7 @@ def not_answered(path: Path, items: Sequence[Item], table: Path) -> list[str]:
         DataError: if the table cannot be read.
     """
     known = _known(path, items)
-    return [name for name in _without_image(table) if name not in known]
-
-
-def _without_image(table: Path) -> list[str]:
-    rows = index.read_csv(table, ("id",))
-    return [row["id"] for row in rows if row.get("image", "").strip().casefold() == layouts.NO_IMAGE]
+    return [name for name in layouts.declared_imageless(table) if name not in known]
 
 
 def _known(path: Path, items: Sequence[Item]) -> set[str]:

@@ -26,8 +26,6 @@ from fedvfm.storage import storage
 
 PLAIN = "adapter"
 """The form that is fedvfm's own folder; the others are those of ``fedvfm export``."""
-AS_IT_CAME, STATEMENT = "global.safetensors", "statement.json"
-"""Beside an adapter with a site's own arrays: the one that came; beside one that a site chose: what it is worth."""
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ATTRIBUTES = ".gitattributes"
@@ -131,10 +129,14 @@ def _require_not_of_one_site(adapter: Path) -> None:
     Raises:
         ConfigError: if the adapter holds a site's own arrays, or was trained on without the noise of its recipe.
     """
-    said = adapter / STATEMENT
+    said = adapter / adapter_folder.STATEMENT
     bare = said.is_file() and re.search(rb'"private":\s*true', said.read_bytes()) is not None
-    if bare or (adapter / AS_IT_CAME).exists():
-        why = f"{STATEMENT} says that it has no differential privacy" if bare else "it holds this site's own arrays"
+    if bare or (adapter / adapter_folder.AS_IT_CAME).exists():
+        why = (
+            f"{adapter_folder.STATEMENT} says that it has no differential privacy"
+            if bare
+            else "it holds this site's own arrays"
+        )
         raise errors.ConfigError(
             "push", [f"{adapter}: must not leave this site: {why}. Push the federation's adapter: ask the coordinator"]
         )

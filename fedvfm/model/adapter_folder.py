@@ -25,6 +25,8 @@ from fedvfm.storage import storage
 STATE = "fedvfm_adapter.safetensors"
 ABOUT = "fedvfm.json"
 CARD = "README.md"
+AS_IT_CAME, STATEMENT = "global.safetensors", "statement.json"
+"""Beside an adapter with a site's own arrays: the one that came; beside one that a site chose: what it is worth."""
 LICENCE = "backbone_licence"
 OWN_WAY = (
     "```python",

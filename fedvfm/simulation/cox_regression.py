@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvfm.simulation import linear_probe
+
 PENALTY = 1.0
 STEPS = 1000
 """Iterations of L-BFGS at most."""
@@ -105,9 +107,7 @@ def fit(features: Floats, time: Floats, event: Events) -> CoxRegression:
     """
     from scipy import optimize
 
-    centre, spread = features.mean(axis=0), features.std(axis=0)
-    spread = np.where(spread > 0, spread, 1.0)
-    inputs = (features - centre) / spread
+    inputs, centre, spread = linear_probe.standardised(features)
     at_risk = _AtRisk(time, event)
     ordered = inputs[at_risk.order]
     best = optimize.minimize(

@@ -50,6 +50,16 @@ class LinearProbe:
         )
 
 
+def standardised(features: Floats) -> tuple[Floats, Floats, Floats]:
+    """Features in units of their standard deviations, 1 where one is 0, from their means; means and deviations.
+
+    Shapes: (N, D) -> (N, D), (D,), (D,).
+    """
+    centre, spread = features.mean(axis=0), features.std(axis=0)
+    spread = np.where(spread > 0, spread, 1.0)
+    return (features - centre) / spread, centre, spread
+
+
 def fit(features: Floats, labels: Ints, classes: int) -> LinearProbe:
     """Minimise the class-balanced cross entropy with an L2 penalty on the weights, none on the bias.
 
@@ -60,9 +70,7 @@ def fit(features: Floats, labels: Ints, classes: int) -> LinearProbe:
     """
     from scipy import optimize
 
-    centre, spread = features.mean(axis=0), features.std(axis=0)
-    spread = np.where(spread > 0, spread, 1.0)
-    inputs = (features - centre) / spread
+    inputs, centre, spread = standardised(features)
     present, at = np.unique(labels, return_inverse=True)
     counts = np.bincount(at)
     weights = INVERSE_STRENGTH * len(labels) / (len(present) * counts[at])

@@ -109,14 +109,12 @@ def _usual_everywhere(
     what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hospital]
 ) -> tuple[dict[str, Any], str]:
     """The same values of columns for every test sample of a site."""
-    task = tasks.TABLE.get(what.recipe.task.kind)(what.recipe)
-    tested: dict[str, Any] = {"sites": {}, "samples": {}}
-    for hospital in hospitals:
-        scores: Any = task.scores(surface=False)
-        answers = usual([sample.values for sample in hospital.train], what.recipe.target)
-        for sample in hospital.test:
-            scores.add(sample.id, answers, sample.values, sample.part)
-        _tested(tested, hospital.name, scores)
+
+    def always(hospital: virtual_hospitals.Hospital) -> Answer:
+        row = usual([sample.values for sample in hospital.train], what.recipe.target)
+        return lambda _: row
+
+    tested = _of_columns(what, hospitals, always)
     if what.recipe.target.kind == "cox":
         return tested, "one risk for every case"
     return tested, "what is usual in the site's own training samples for every one: shares, means, or Kaplan-Meier"
@@ -155,33 +153,22 @@ def _probe(
     if what.recipe.target.prognosis:
         known = np.array([sample.values for _, sample in train], dtype=np.float64)
         cox = cox_regression.fit(features, known[:, 0], known[:, 1] > 0)
-        return _prognosed(what, hospitals, model, cox), cox.describe()
+        points = np.asarray(what.recipe.target.bins, dtype=np.float64)
+
+        def prognosis(features: Probabilities) -> Probabilities:
+            risk = what.recipe.target.kind == "cox"
+            return np.array([cox.log_risk(features)]) if risk else cox.survival(features, points)
+
+        found = _of_columns(
+            what, hospitals, lambda hospital: lambda sample: prognosis(_features(model, hospital, sample))
+        )
+        return found, cox.describe()
     labels = np.array([_label(sample) for _, sample in train], dtype=np.int64)
     fitted = linear_probe.fit(features, labels, len(what.recipe.data.class_names))
     found = _classified(
         what, hospitals, lambda hospital: lambda sample: fitted.predict(_features(model, hospital, sample))
     )
     return found, fitted.describe()
-
-
-def _prognosed(
-    what: schema.Experiment,
-    hospitals: Sequence[virtual_hospitals.Hospital],
-    model: adapted_model.AdaptedModel,
-    fitted: cox_regression.CoxRegression,
-) -> dict[str, Any]:
-    """Every test sample of every site, with its risk or its survival at the bins."""
-    points = np.asarray(what.recipe.target.bins, dtype=np.float64)
-    tested: dict[str, Any] = {"sites": {}, "samples": {}}
-    for hospital in hospitals:
-        scores: Any = model.task.scores(surface=False)
-        for sample in hospital.test:
-            features = _features(model, hospital, sample)
-            risk = what.recipe.target.kind == "cox"
-            answer = np.array([fitted.log_risk(features)]) if risk else fitted.survival(features, points)
-            scores.add(sample.id, answer, sample.values, sample.part)
-        _tested(tested, hospital.name, scores)
-    return tested
 
 
 def _frozen(recipe: schema.Recipe, device: str) -> adapted_model.AdaptedModel:
@@ -256,6 +243,23 @@ def _classified(
             scores.add(sample.id, _of_labelled(answer(sample), sample.labelled), _label(sample), sample.part)
         _tested(found, hospital.name, scores)
     return found
+
+
+def _of_columns(
+    what: schema.Experiment,
+    hospitals: Sequence[virtual_hospitals.Hospital],
+    answers: Callable[[virtual_hospitals.Hospital], Answer],
+) -> dict[str, Any]:
+    """The same of a target of columns."""
+    task = tasks.TABLE.get(what.recipe.task.kind)(what.recipe)
+    tested: dict[str, Any] = {"sites": {}, "samples": {}}
+    for hospital in hospitals:
+        scores: Any = task.scores(surface=False)
+        answer = answers(hospital)
+        for sample in hospital.test:
+            scores.add(sample.id, answer(sample), sample.values, sample.part)
+        _tested(tested, hospital.name, scores)
+    return tested
 
 
 def _of_labelled(shares: Probabilities, labelled: Sequence[int]) -> Probabilities:

@@ -45,6 +45,14 @@ def folders(site: Hospital) -> list[Path]:
     return [path for path in (site.state / statement.FOLDER).iterdir() if path.is_dir()]
 
 
+def personalised(site: Hospital, cli: Any) -> tuple[Path, statement.Statement]:  # noqa: F811
+    """What ``client adapter personal`` leaves: its folder, and the statement in it."""
+    answer = cli(*arguments(site))
+    assert answer.code == 0, answer.err
+    (folder,) = folders(site)
+    return folder, statement.read(folder / statement.STATEMENT)
+
+
 def test_a_site_trains_on_chooses_keeps_and_signs(took: Hospital, cli: Any) -> None:  # noqa: F811
     answer = cli(*arguments(took))
     assert answer.code == 0, answer.err
@@ -151,10 +159,7 @@ def test_what_stays_is_in_what_the_hospital_accepts_predicts_with_and_chooses(
     assert {name for name in used if used[name].tobytes() != final[name].tobytes()} == own
     assert "it must not leave the site" in (accepted / "README.md").read_text()
 
-    answer = cli(*arguments(keeping))
-    assert answer.code == 0, answer.err
-    (folder,) = folders(keeping)
-    said = statement.read(folder / statement.STATEMENT)
+    _, said = personalised(keeping, cli)
     assert said.fingerprint == final.fingerprint
     assert {choice.GLOBAL, choice.PARTIAL, choice.PERSONAL} <= set(said.scores)
     private = [path for part in ("sent", "adapters", "personal") for path in (keeping.state / part).rglob("*")]
@@ -182,10 +187,7 @@ def test_what_was_trained_beside_is_kept_with_what_the_hospital_accepts_and_chos
     assert "this folder must not leave the site" in (accepted / "README.md").read_text()
 
     shutil.rmtree(keeping.where.sent)  # what was accepted stands by itself
-    answer = cli(*arguments(keeping))
-    assert answer.code == 0, answer.err
-    (folder,) = folders(keeping)
-    said = statement.read(folder / statement.STATEMENT)
+    folder, said = personalised(keeping, cli)
     assert {choice.GLOBAL, choice.PARTIAL, choice.PERSONAL} <= set(said.scores)
     assert fedvfm.load_adapter(folder).read().fingerprint == said.adapter
     private = [path for part in ("adapters", "personal") for path in (keeping.state / part).rglob("*")]

@@ -19,7 +19,8 @@ from fedvfm import errors
 from fedvfm.backbones import convert
 from fedvfm.client.adoption import decisions
 from fedvfm.client.personal import statement
-from fedvfm.inference import export, publication
+from fedvfm.inference import export
+from fedvfm.model import adapter_folder
 from fedvfm.simulation import run as runs
 from tests.inference.conftest import moved
 from tests.inference.test_export_formats import under
@@ -193,7 +194,7 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_asked(
 
 
 def test_what_must_not_leave_a_site_is_not_pushed(adapter: Path, tmp_path: Path) -> None:
-    assert (publication.AS_IT_CAME, publication.STATEMENT) == (decisions.GLOBAL, statement.STATEMENT)
+    assert (adapter_folder.AS_IT_CAME, adapter_folder.STATEMENT) == (decisions.GLOBAL, statement.STATEMENT)
     for name, text, why in (
         (decisions.GLOBAL, "", "it holds this site's own arrays"),
         (statement.STATEMENT, '{"private": true}', "statement.json says that it has no differential privacy"),

@@ -18,12 +18,13 @@ from typing import Any, Literal
 from fedvfm import errors
 from fedvfm.client import state_folder
 from fedvfm.config import policy, schema
+from fedvfm.model import adapter_folder
 from fedvfm.storage import storage
 from fedvfm.trust import signed_documents
 
 FOLDER = "adapters"
 VERDICT = "verdict.json"
-GLOBAL = "global.safetensors"
+GLOBAL = adapter_folder.AS_IT_CAME
 """The final adapter as it came, where the one beside it holds the site's own arrays (``recipe.personal``)."""
 BESIDE = "beside.safetensors"
 """The same with what the site trained beside it; the one of the folder is as it came then."""

@@ -16,6 +16,7 @@ from fedvfm import errors
 from fedvfm.client import state_folder
 from fedvfm.client.personal import choice
 from fedvfm.config import schema
+from fedvfm.model import adapter_folder
 from fedvfm.report import bootstrap
 from fedvfm.trust import keys, signed_documents
 
@@ -24,7 +25,7 @@ TOO_FEW = "cannot tell"
 """A site's word: what it chose is of the federation and better than its own model; not to be told apart from it; it
 chose its own model; what it chose is of the federation and worse than its own; no interval may be stated."""
 
-FOLDER, STATEMENT = "personal", "statement.json"
+FOLDER, STATEMENT = "personal", adapter_folder.STATEMENT
 
 
 def word(chosen: str, gap: bootstrap.Difference) -> str:

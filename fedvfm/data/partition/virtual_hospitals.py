@@ -215,11 +215,7 @@ def without_labels(
         ConfigError: listing every name that is none, and if the recipe takes no such hospital, or no other is left.
     """
     names, chosen = [hospital.name for hospital in hospitals], partition.unlabelled
-    wrong = [
-        f"partition.unlabelled: no such hospital '{name}'{registry.nearest(name, names)}"
-        for name in chosen
-        if name not in names
-    ]
+    wrong = _unknown("unlabelled", chosen, hospitals)
     wrong += [
         f"partition.unlabelled: '{name}' is in partition.labelled too; leave it out of one of them"
         for name in chosen
@@ -251,6 +247,16 @@ def _labelless(hospital: Hospital) -> Hospital:
     )
 
 
+def _unknown(key: str, chosen: Sequence[str], hospitals: Sequence[Hospital]) -> list[str]:
+    """A fault for each name of ``partition.KEY`` that no hospital has."""
+    names = [hospital.name for hospital in hospitals]
+    return [
+        f"partition.{key}: no such hospital '{name}'{registry.nearest(name, names)}"
+        for name in chosen
+        if name not in names
+    ]
+
+
 def without_table(
     hospitals: Sequence[Hospital], partition: schema.PartitionConfig, recipe: schema.Recipe
 ) -> list[Hospital]:
@@ -259,12 +265,7 @@ def without_table(
     Raises:
         ConfigError: listing every name that is none, and if the recipe takes no table.
     """
-    names = [hospital.name for hospital in hospitals]
-    wrong = [
-        f"partition.without_table: no such hospital '{name}'{registry.nearest(name, names)}"
-        for name in partition.without_table
-        if name not in names
-    ]
+    wrong = _unknown("without_table", partition.without_table, hospitals)
     if partition.without_table and not recipe.inputs.columns:
         wrong.append("partition.without_table: the recipe takes no table (recipe.inputs); leave it out")
     if wrong:
@@ -292,12 +293,7 @@ def without_images(
         ConfigError: listing every name that is none, and if the recipe takes no such sample.
         PartitionError: if a hospital has nothing left to train or to test on.
     """
-    names = [hospital.name for hospital in hospitals]
-    wrong = [
-        f"partition.without_images: no such hospital '{name}'{registry.nearest(name, names)}"
-        for name in partition.without_images
-        if name not in names
-    ]
+    wrong = _unknown("without_images", partition.without_images, hospitals)
     wrong += [
         f"partition.without_images: '{name}' is in partition.without_table too, and would have nothing; leave it out "
         "of one of them"

@@ -374,21 +374,32 @@ def imageless(folder: Path) -> frozenset[str]:
         DataError: if a table cannot be read.
     """
     tables = [folder / name for name in patients.STUDY_TABLES if (folder / name).is_file()]
-    rows = (row for path in tables for row in index.read_csv(path, ("id",)))
-    return frozenset(row["id"] for row in rows if row.get("image", "").strip().casefold() == NO_IMAGE)
+    return frozenset(name for path in tables for name in declared_imageless(path))
+
+
+def declared_imageless(table: Path) -> list[str]:
+    """The same of one table, in its order.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    rows = index.read_csv(table, ("id",))
+    return [row["id"] for row in rows if row.get("image", "").strip().casefold() == NO_IMAGE]
+
+
+def has_image_after_all(key: str) -> str:
+    """What is wrong where the image is there of a row that declares none."""
+    return (
+        f"id '{key}' has image = {NO_IMAGE}, and there is an image of that name; correct the row, or take the image "
+        "away"
+    )
 
 
 def with_imageless(
     layout: Layout, name: str, labels: Mapping[str, str | None], images: Mapping[str, Path], bare: frozenset[str]
 ) -> dict[str, Path | None]:
     """The images by name, and None for rows of a table of labels that are declared to be without one."""
-    layout.faults += [
-        defect.TABLE.fault(
-            f"{name}: id '{key}' has image = {NO_IMAGE}, and there is an image of that name; correct the row, or take "
-            "the image away"
-        )
-        for key in sorted(bare & images.keys())
-    ]
+    layout.faults += [defect.TABLE.fault(f"{name}: {has_image_after_all(key)}") for key in sorted(bare & images.keys())]
     return {**images, **{key: None for key in labels if key in bare and key not in images}}
 
 
