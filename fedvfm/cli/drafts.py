@@ -23,6 +23,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON 
 SITE = Path("site.toml")
 MASKS = ("segmentation", "detection")
 """Tasks that learn from masks, whose first class is the background."""
+Target = Annotated[
+    str,
+    typer.Option(help="class, ordinal, multi-label, regression, survival or cox; of the last four --classes: columns."),
+]
 EXAMPLES = {True: "background,lesion", False: "normal,abnormal"}
 """Class names of a recipe that was told none, with a background and without."""
 
@@ -128,17 +132,19 @@ def recipe(
     backbone: Annotated[
         str, typer.Option(help="A name of the table, a Hugging Face name or a folder.")
     ] = "dinov2-small-imgfocus",
+    target: Target = "class",
     output: Annotated[Path, typer.Option("--output", "-o", help="The file; must not exist.")] = Path("recipe.toml"),
     as_json: Json = False,
 ) -> None:
     """Write a commented recipe.toml that can be locked, with values that train well with its backbone."""
     from fedvfm.config import schema
     from fedvfm.model import locking
-    from fedvfm.templates import drafts
+    from fedvfm.templates import drafts, target_draft
 
-    names = [part.strip() for part in (EXAMPLES[task in MASKS] if classes is None else classes).split(",")]
-    names = [name for name in names if name]
-    text = drafts.recipe(task, backbone, names)
+    target_draft.required(target, _names(classes))
+    names = _names(EXAMPLES[task in MASKS] if classes is None else classes)
+    values = target_draft.examples(target, names)
+    text = drafts.recipe(task, backbone, names, values)
     checked = schema.parse(schema.Recipe, tomllib.loads(text), "recipe")
     try:
         faults, unchecked = locking.examine(checked)[1], ""
@@ -156,7 +162,14 @@ def recipe(
         print(f"note: {', '.join(names)} are examples; write your own into data.class_names", file=sys.stderr)
     elif task in MASKS:
         print(f"the background is '{names[0]}'")
+    if constants := [f"target.{key}" for key in values if key != "kind"]:
+        print(f"note: {', '.join(constants)} are examples; write published ones for your columns", file=sys.stderr)
     print(f"{path}: next: fedvfm recipe lock {path}")
+
+
+def _names(given: str | None) -> list[str]:
+    """Names between commas."""
+    return [part.strip() for part in (given or "").split(",") if part.strip()]
 
 
 def survey(
@@ -187,6 +200,7 @@ def experiment(
     classes: Annotated[
         str | None, typer.Option(help="Class names where the folder does not say them; the background first.")
     ] = None,
+    target: Target = "class",
     backbone: Annotated[
         str, typer.Option(help="A name of the table, a Hugging Face name or a folder.")
     ] = "dinov2-small-imgfocus",
@@ -206,8 +220,7 @@ def experiment(
     from fedvfm.templates import drafts
 
     extras.require()
-    names = [part.strip() for part in (classes or "").split(",") if part.strip()]
-    seen = drafts.study(folder, names, task)
+    seen = drafts.study(folder, _names(classes), task, target)
     text = drafts.experiment(folder.absolute(), seen, backbone=backbone, sites=sites)
     written = drafts.write(output, text)
     partition = tomllib.loads(text)["partition"]
@@ -215,6 +228,12 @@ def experiment(
     if not seen.named:
         said = ", ".join(seen.classes)
         print(f"note: the folder does not name its classes; '{said}' are a guess, --classes says them", file=sys.stderr)
+    if constants := [f"target.{key}" for key in seen.target if key != "kind"]:
+        print(
+            f"note: {', '.join(constants)} come from this folder's table; take published ones for a real federation, "
+            "as a recipe tells them to everybody",
+            file=sys.stderr,
+        )
     if as_json:
         values = {"task": seen.task, "classes": seen.classes, "samples": seen.samples, "patients": seen.patients}
         print(json.dumps({"file": str(written), **values, "sites": number, "partition": partition["kind"]}, indent=2))

@@ -11,7 +11,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from fedvfm import errors
 from fedvfm.backbones import table as backbones
 from fedvfm.backbones import weights
 from fedvfm.config import schema
+from fedvfm.config import target as target_config
 from fedvfm.data import bags
 from fedvfm.storage import storage
 
@@ -48,8 +49,18 @@ _UNREAD = {
 """Keys that a task does not read: a recipe that is drafted for it does not show them."""
 _FEDERATION = {"rounds": 16, "aggregation.server_momentum": 0.6}
 """Short rounds, and steps of the server that go on: a mean of steps is shorter than what many sites together need."""
-_CASES = {"optimiser.learning_rate": 1e-3, "optimiser.batch_size": 8, "adapter.kind": "head-only"}
-"""Of cases the head alone: a step through the backbone computes every image of eight cases."""
+_CASES = {
+    "optimiser.learning_rate": 1e-3,
+    "optimiser.batch_size": 8,
+    "optimiser.local_epochs": 4,
+    "adapter.kind": "head-only",
+}
+"""Of cases the head alone: a step through the backbone computes every image of eight cases. What it makes of them is
+kept, so that more epochs cost next to nothing, and a hospital of a dozen cases has more than two steps a round."""
+_COX = {"optimiser.batch_size": 32}
+"""Its loss compares the cases of a step with each other."""
+_ANSWERED = ("classification", *bags.LABELS_OF)
+"""Tasks that a target is of."""
 _SAM = {"optimiser.learning_rate": 8e-4, "optimiser.head_learning_rate": 8e-4, "optimiser.batch_size": 2}
 _SCRATCH = {"optimiser.learning_rate": 2e-3, "optimiser.head_learning_rate": 2e-3, "adapter.kind": "full"}
 _PIECE = (32, 96, 96)
@@ -176,7 +187,7 @@ def recognised(path: str | None) -> str | None:
         return None
 
 
-def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
+def recipe(task: str, backbone: str, classes: Sequence[str], target: Mapping[str, Any] | None = None) -> str:
     """A recipe's file: what trains well with this backbone, as the bundled experiments do.
 
     It has its form; whether its names and numbers go together is for :func:`fedvfm.model.adapted_model.validate`, which
@@ -185,7 +196,8 @@ def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
     Args:
         task: segmentation, classification or case-classification.
         backbone: a name of the table, a Hugging Face name or a folder.
-        classes: their names; in segmentation the background first.
+        classes: their names; in segmentation the background first; of a target of columns these.
+        target: keys of ``recipe.target`` -> value, as :mod:`fedvfm.templates.target_draft` has them; None: one class.
 
     Raises:
         ConfigError: listing every fault of form.
@@ -196,8 +208,11 @@ def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
         raise errors.UnknownName(f"--backbone: {backbones.TABLE.fault(backbone)}; or owner/model, or a folder")
     values: dict[str, Any] = {"task.kind": task, "backbone.name": backbone, "data.class_names": list(classes)}
     values |= {"data.augment": ["mirror", "intensity"]}
+    answers = target or {}
+    values |= {f"target.{key}": value for key, value in answers.items()}
+    classed = answers.get("kind") not in target_config.OF_COLUMNS
     # Plain cross entropy on unequal classes may end in one answer for all.
-    values |= {"task.options": {"sampling": "balanced"}} if task in ("classification", *bags.LABELS_OF) else {}
+    values |= {"task.options": {"sampling": "balanced"}} if classed and task in _ANSWERED else {}
     known, shape = weights.KNOWN.get(backbone), _shape(settings)
     if known is not None and known.sha256:
         values["backbone.sha256"] = known.sha256
@@ -226,6 +241,7 @@ def recipe(task: str, backbone: str, classes: Sequence[str]) -> str:
         }
         values |= {"data.views": 4, **kinds.get(task, _CASES if task in bags.LABELS_OF else kinds["classification"])}
     values |= {} if (backbone in backbones.TABLE and known is None) or task in bags.LABELS_OF else _FEDERATION
+    values |= _COX if answers.get("kind") == "cox" else {}
     found = fill(without(text("recipe.toml"), _UNREAD.get(task, ())), values)
     schema.parse(schema.Recipe, tomllib.loads(found), "recipe")
     return headed("recipe", found)
@@ -283,6 +299,7 @@ class Study:
         samples: pictures and slices.
         patients: who is never in two splits.
         sites: hospitals that the folder tells apart; fewer than two where it does not.
+        target: keys of ``recipe.target`` -> value; empty: one class.
     """
 
     task: str
@@ -291,29 +308,37 @@ class Study:
     samples: int
     patients: int
     sites: int
+    target: Mapping[str, Any] = field(default_factory=dict)
 
 
-def study(path: Path, classes: Sequence[str] = (), task: str | None = None) -> Study:
+def study(path: Path, classes: Sequence[str] = (), task: str | None = None, target: str = "class") -> Study:
     """Look at a folder: headers and tables, no pixels.
 
     Args:
         path: the folder.
-        classes: their names where the folder does not say them.
+        classes: their names where the folder does not say them; the columns of a target of columns, and the grades of
+            "ordinal" in their order.
         task: what is learned of it; None takes what the folder looks like.
+        target: kind of what is answered.
 
     Raises:
-        DataError: with every fault of the folder.
-        ConfigError: if the folder is not for that task, or its table answers with columns and no class.
+        DataError: with every fault of the folder, and where its table lacks a column.
+        ConfigError: if the folder is not for that task or target, or nobody said which columns or which order.
     """
     from fedvfm.data.sources import table as sources
+    from fedvfm.templates import target_draft  # what reads tables
 
-    values = {"source": "folder", "path": str(path), "options": {"class_names": list(classes)} if classes else {}}
+    columns = target_draft.required(target, classes)
+    known = {"class_names": list(classes)} if classes and not columns else {}
+    values = {"source": "folder", "path": str(path), "options": known}
     source = sources.make(schema.parse(schema.SourceConfig, values, "--classes"))
     info, samples = source.info, source.samples()
-    if info.task == "classification" and all(sample.label is None for sample in samples):
+    if target != "class" and info.task != "classification":
+        raise errors.ConfigError("--target", [f"'{target}': {path} holds masks; leave it out"])
+    if info.task == "classification" and not columns and all(sample.label is None for sample in samples):
         fault = (
-            f"{path}: its table has no column 'label' with a class. For columns of yes and no, numbers, or times and "
-            "events begin with 'fedvfm recipe new', and write [recipe.target] (docs/targets.md)"
+            f"{path}: its table has no column 'label' with a class. For columns of yes and no, numbers, or a time and "
+            "an event say --target multi-label, regression or survival, and --classes with the columns"
         )
         raise errors.ConfigError("experiments new", [fault])
     if task is not None and bags.data_of(task) != info.task:
@@ -322,11 +347,12 @@ def study(path: Path, classes: Sequence[str] = (), task: str | None = None) -> S
     whole = info.task == "classification" and any(sample.case for sample in samples)
     return Study(
         task or (next(kind for kind, labels in bags.LABELS_OF.items() if labels == info.task) if whole else info.task),
-        info.class_names,
+        tuple(classes) if columns else info.class_names,
         info.named or bool(classes) or info.task == "classification",
         len(samples),
         len({sample.subject for sample in samples}),
         len({sample.site for sample in samples if sample.site}),
+        target_draft.of_source(source, target, classes),
     )
 
 
@@ -353,7 +379,8 @@ def experiment(path: Path, seen: Study, *, backbone: str, sites: int = 0) -> str
             "train, to validate and to test. Bring more images, or name fewer --sites"
         )
         raise errors.ConfigError("experiments new", [fault])
-    options = {"class_names": list(seen.classes)} if seen.named else {}
+    of_columns = seen.target.get("kind") in target_config.OF_COLUMNS
+    options = {"class_names": list(seen.classes)} if seen.named and not of_columns else {}
     values = [
         f"name = {literal(_plain(path.name))}",
         'baselines = ["local-only", "pooled"]',
@@ -371,7 +398,7 @@ def experiment(path: Path, seen: Study, *, backbone: str, sites: int = 0) -> str
         "",
         "[recipe]",
     ]
-    lines = recipe(seen.task, backbone, seen.classes).splitlines()
+    lines = recipe(seen.task, backbone, seen.classes, seen.target).splitlines()
     inner = [TABLE.sub(lambda heading: heading[0].replace("[", "[recipe."), line) for line in lines]
     first = next(at for at, line in enumerate(inner) if line.startswith("# rounds:"))
     text = "\n".join([EXPERIMENT_HEAD, *values, *inner[first:]]) + "\n"

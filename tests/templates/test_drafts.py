@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import tomllib
@@ -420,7 +421,7 @@ def test_an_experiment_of_boxes_and_of_what_a_folder_does_not_hold(cli: Any, tmp
     (folder / "masks").rename(tmp_path / "masks")
     (folder / "labels.csv").write_text("id,months,died\n" + "".join(f"{n},{n}.5,1\n" for n in range(9)))
     wrong = cli("experiments", "new", folder, "-o", tmp_path / "columns.toml")
-    assert (wrong.code, "[recipe.target]" in wrong.err) == (errors.ConfigError.exit_code, True), wrong.err
+    assert (wrong.code, "--target multi-label" in wrong.err) == (errors.ConfigError.exit_code, True), wrong.err
 
 
 def test_an_experiment_of_slides_says_which_tiles_are_taken(tmp_path: Path) -> None:
@@ -461,6 +462,72 @@ def test_a_folder_of_cases_gets_a_recipe_of_cases(cli: Any, tmp_path: Path) -> N
     assert json.loads(answer.out)["task"] == "case-classification", answer.err
     recipe = experiment_of(path).recipe
     assert (recipe.task.kind, recipe.adapter.kind) == ("case-classification", "head-only")
+    assert recipe.optimiser.local_epochs > 1, "few cases a hospital are few steps a round"
     dry = cli("simulate", path, "--dry-run", "--json")
     assert dry.code == 0, dry.err
     assert json.loads(dry.out)["sites"]["east"]["train"] < 8, "cases are counted"
+
+
+NAMES = {"survival": "months,died", "cox": "months,died", "multi-label": "died,none", "regression": "score,months"}
+
+
+def columns_of_cases(folder: Path) -> Path:
+    """Pictures of cases whose table has columns and no class."""
+    from tests.simulation import drawn_cases
+
+    drawn_cases.pictures(folder, ("east", "west"), images=1)
+    (table,) = folder.glob("*.csv")
+    rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    for number, row in enumerate(rows):
+        row.update(months=f"{number + 1}.5", died=str(1 - number % 2), none=str(int(number % 3 == 0)))
+        row["score"] = "" if number == 1 else f"{1000 + number % 4 / 4}"
+        del row["label"]
+    table.unlink()
+    drawn_cases.table(folder / "labels.csv", rows)
+    return folder
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_an_experiment_of_columns_takes_its_constants_of_the_table(cli: Any, tmp_path: Path, kind: str) -> None:
+    folder, path = columns_of_cases(tmp_path / "study"), tmp_path / "mine.toml"
+    new = ("experiments", "new", folder, "-o", path)
+    answer = cli(*new, "--target", kind, "--classes", NAMES[kind])
+    assert (answer.code, "come from this folder's table" in answer.err) == (0, kind != "multi-label"), answer.err
+    recipe = experiment_of(path).recipe
+    assert (recipe.target.kind, ",".join(recipe.data.class_names)) == (kind, NAMES[kind])
+    if kind == "regression":
+        (low, high), centre, scale = (recipe.target.ranges[0], recipe.target.centres[0], recipe.target.scales[0])
+        assert (low < 1000 <= centre <= 1000.75 < high, 0.2 < scale < 0.4) == (True, True), "however narrow a column"
+    if recipe.target.prognosis:
+        assert len(recipe.target.bins) == 3
+    if kind == "survival":
+        dry = cli("simulate", path, "--dry-run")
+        assert dry.code == 0, dry.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--target", "survival", "--classes", "months"), "a time and an event"),
+        (("--target", "multi-label"), "say the columns"),
+        (("--target", "ordinal"), "in their order"),
+        (("--target", "grade", "--classes", "a,b"), "known are"),
+        (("--target", "regression", "--classes", "site_"), "no column site_"),
+    ],
+)
+def test_a_target_that_cannot_be_drafted_is_one_clear_error(
+    cli: Any, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    answer = cli("experiments", "new", columns_of_cases(tmp_path / "study"), "-o", tmp_path / "mine.toml", *words)
+    assert (answer.code != 0, said in answer.err) == (True, True), answer.err
+    assert not (tmp_path / "mine.toml").exists()
+
+
+@pytest.mark.parametrize("kind", ["ordinal", *NAMES])
+def test_a_recipe_of_a_target_says_that_its_constants_are_examples(cli: Any, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "recipe.toml"
+    words = ("--task", "case-classification", "--target", kind, "--classes", NAMES.get(kind, "low,high"))
+    answer = cli("recipe", "new", *words, "-o", path)
+    examples = kind not in ("ordinal", "multi-label")
+    assert (answer.code, "are examples" in answer.err) == (0, examples), answer.err
+    assert schema.parse(schema.Recipe, schema.read_toml(path), "recipe").target.kind == kind

@@ -1,0 +1,124 @@
+"""``[target]`` of a recipe that is drafted: what a table says of its columns, or examples where there is no table.
+
+What is read here is written into a file for its owner to look at. A recipe for several hospitals needs published
+constants instead, or those of a survey.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvfm import errors
+from fedvfm.config import target as config
+from fedvfm.data import columns, defect
+from fedvfm.data import sample as data
+
+KINDS: tuple[str, ...] = get_args(config.TargetConfig.model_fields["kind"].annotation)
+DIGITS = 3
+"""Of a constant that is computed of a table: it is no more exact than its cases are many."""
+MARGIN = 0.25
+"""How far a range reaches beyond the values of a table, in parts of their span: other cases lie outside of them."""
+QUANTILES = (0.25, 0.5, 0.75)
+"""Of the times of events: where drafted bins end."""
+EXAMPLES: Mapping[str, Any] = {"range": [0.0, 100.0], "centre": 50.0, "scale": 25.0, "bins": [12.0, 24.0, 60.0]}
+
+
+def required(kind: str, names: Sequence[str]) -> bool:
+    """Whether a target is of columns, once it is one that can be drafted.
+
+    Args:
+        kind: of the target.
+        names: of its columns, or of its grades in their order.
+
+    Raises:
+        ConfigError: for a kind that is none, or columns or an order that nobody said.
+    """
+    if kind not in KINDS:
+        raise errors.ConfigError("--target", [f"'{kind}': known are {', '.join(KINDS)}"])
+    if kind == "ordinal" and not names:
+        raise errors.ConfigError("--target", ["'ordinal': say the grades in their order, as --classes low,middle,high"])
+    of_columns = kind in config.OF_COLUMNS
+    if (of_columns and not names) or (kind in config.PROGNOSIS and len(names) != 2):
+        what = "a time and an event, as --classes months,died" if kind in config.PROGNOSIS else "as --classes age,crp"
+        raise errors.ConfigError("--target", [f"'{kind}': say the columns of the table, {what}"])
+    return of_columns
+
+
+def examples(kind: str, names: Sequence[str]) -> dict[str, Any]:
+    """Keys of ``recipe.target`` with values that only show their form. Args: see :func:`required`."""
+    if kind == "class":
+        return {}
+    values: dict[str, Any] = {"kind": kind}
+    if kind == "regression":
+        values |= {f"{key}s": [EXAMPLES[key]] * len(names) for key in ("range", "centre", "scale")}
+    return values | ({"bins": EXAMPLES["bins"]} if kind in config.PROGNOSIS else {})
+
+
+def of_source(source: data.Source, kind: str, names: Sequence[str]) -> dict[str, Any]:
+    """Keys of ``recipe.target`` with values that a source's table suggests.
+
+    Args:
+        source: of images, with a table where the target is of columns.
+        kind: see :func:`required`.
+        names: see :func:`required`.
+
+    Raises:
+        DataError: if the table lacks a column, or its cells suggest nothing.
+    """
+    values = examples(kind, names)
+    if kind not in config.OF_COLUMNS or not isinstance(source, columns.Tabled):
+        return values
+    columns.require_columns(source, names, "--classes")
+    rows = {sample.case or sample.unit: source.row(sample) for sample in source.samples()}
+    if kind == "regression":
+        drafts = [_numbers(source, rows, name) for name in names]
+        values |= {f"{key}s": [draft[key] for draft in drafts] for key in ("range", "centre", "scale")}
+    if kind in config.PROGNOSIS:
+        values["bins"] = _bins(source, rows, *names)
+    return values
+
+
+def _column(rows: Mapping[str, Mapping[str, str]], name: str) -> NDArray[np.float64]:
+    """A column, NaN where a cell is missing or no number. Shapes: (cases,)."""
+    cells = [columns.number(row.get(name, "")) for row in rows.values()]
+    return np.array([math.nan if cell is None or not math.isfinite(cell) else cell for cell in cells])
+
+
+def _numbers(source: data.Source, rows: Mapping[str, Mapping[str, str]], name: str) -> dict[str, Any]:
+    """Range, centre and scale of a column of numbers."""
+    held = _column(rows, name)
+    held = held[np.isfinite(held)]
+    if len(held) == 0 or held.min() == held.max():
+        text = f"column '{name}': {'no value' if len(held) == 0 else 'all values are alike'}; name another column"
+        raise defect.TABLE.error(f"{source.info.name}: {text}")
+    low, high = float(held.min()), float(held.max())
+    span = high - low
+    least = low - MARGIN * span if low < 0 else max(0.0, low - MARGIN * span)
+    return {
+        "range": [_rounded(least, span), _rounded(high + MARGIN * span, span)],
+        "centre": _rounded(float(held.mean()), span),
+        "scale": _rounded(float(held.std()), span),
+    }
+
+
+def _bins(source: data.Source, rows: Mapping[str, Mapping[str, str]], time: str, event: str) -> list[float]:
+    """Ends of intervals in which about as many events fall each."""
+    times = _column(rows, time)[_column(rows, event) == 1.0]
+    times = times[np.isfinite(times) & (times > 0)]
+    ends = {_rounded(float(end), float(end)) for end in np.quantile(times, QUANTILES)} if len(times) else set()
+    if len(ends) < 2:
+        raise defect.TABLE.error(
+            f"{source.info.name}: columns '{time}', '{event}': {len(times)} cases with an event (1) after time 0, too "
+            "few or too much alike for bins; name other columns"
+        )
+    return sorted(ends)
+
+
+def _rounded(value: float, size: float) -> float:
+    """To as many places as a number of this size has of DIGITS digits."""
+    return round(value, DIGITS - 1 - math.floor(math.log10(size)))
