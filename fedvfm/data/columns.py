@@ -21,6 +21,11 @@ from fedvfm.data.sources import index
 MISSING = ("", "na", "n/a", "nan", "none", "null")
 """Cells, in small letters, that say that a value is missing."""
 
+HOW_WRITTEN = (
+    "; correct it (decimals with a point, no unit behind it), or leave the cell empty where the value is missing"
+)
+"""What to do about a cell that is no number; its text is told to nobody."""
+
 
 @runtime_checkable
 class Tabled(data.Source, Protocol):
@@ -198,7 +203,7 @@ def _values(
             continue
         where = f"{place(name)}, column '{name}'"
         if not math.isfinite(value):
-            text = f"{where}: is no number; correct it, or leave the cell empty where the value is missing"
+            text = f"{where}: is no number{HOW_WRITTEN}"
             faults.append(defect.TABLE.fault(text))
         elif yes_or_no and value not in (0.0, 1.0):
             text = f"{where}: {value:g} is neither 0 nor 1; it is there (1) or not (0), or empty where not known"

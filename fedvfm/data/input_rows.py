@@ -89,7 +89,7 @@ def read(
             continue
         where = f"{place(column)}, column '{column}'"
         if not math.isfinite(value):
-            text = f"{where}: is no number; correct it, or leave the cell empty where the value is missing"
+            text = f"{where}: is no number{columns.HOW_WRITTEN}"
             faults.append(defect.TABLE.fault(text))
         elif not low <= value <= high:
             text = f"{where}: {value:g} lies outside of {low:g} to {high:g} ({key}); check its unit"

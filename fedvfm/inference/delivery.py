@@ -206,8 +206,8 @@ def require_images(model: adapted_model.AdaptedModel, what: str) -> None:
             what,
             [
                 f"this adapter answers for cases of many images (recipe.task.kind = '{model.recipe.task.kind}'), which "
-                "this does not hold. Use 'fedvfm predict', or export --format onnx: a graph of the backbone and one of "
-                "the head"
+                "this does not hold. Use 'fedvfm predict' without --graph, or export --format onnx: a graph of the "
+                "backbone and one of the head"
             ],
         )
 
