@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fedvfm import errors
-from fedvfm.client.training import dp_trainer, evaluator, trainer
+from fedvfm.client.training import consistency, dp_trainer, evaluator, trainer
 from fedvfm.client.training import site as sites
 from fedvfm.inference import case_graph, export, forms, graph, predict
 from fedvfm.model import adapted_model, memory
@@ -254,6 +254,25 @@ def test_a_site_without_images_moves_the_head_alone(values: dict[str, Any], bare
     assert all("classify" in name or "fusion" in name for name in names)
     with pytest.raises(errors.DataError, match="has no image, and one is read"):
         site.hospital.read(site.split("train")[0])
+
+
+def test_a_site_with_neither_images_nor_labels_moves_the_head_alone(values: dict[str, Any], bare: Path) -> None:
+    """What the adapter makes of a row without an image is its pseudo-label."""
+    unlabelled = {"threshold": 0.5, "weight": 0.5, "warmup_rounds": 1}
+    what = _bare(values, bare, unlabelled=unlabelled, adapter={"kind": "lora", "layers": [3]})
+    site = _site(what, without_images=["east"], unlabelled=["east"])
+    assert site.without_labels
+    model = adapted_model.AdaptedModel(experiment.parse(what, "tables").recipe)
+    base = model.initial()
+    taught = consistency.taught(model, site, base, 2).site.split("train")
+    assert len(taught) == 5
+    for sample in taught:
+        assert sample.without_image
+        assert sample.label == int(evaluator.answer(model, site, sample).argmax())
+    moved = trainer.train(model, site, base, 2).state
+    names = {name for name in base if not np.array_equal(base[name], moved[name])}
+    assert names
+    assert all("classify" in name or "fusion" in name for name in names)
 
 
 @pytest.mark.slow
