@@ -208,6 +208,9 @@ def experiment(
         str | None,
         typer.Option(help="detection of masks, case-classification of volumes; left out, as the folder looks."),
     ] = None,
+    inputs: Annotated[
+        str | None, typer.Option(help="Columns of the table that the head sees beside the images: age,crp,sex.")
+    ] = None,
     sites: Annotated[
         int, typer.Option(min=0, help="Virtual hospitals, patients at random; 0: the folder's own, else up to 4.")
     ] = 0,
@@ -220,7 +223,7 @@ def experiment(
     from fedvfm.templates import drafts
 
     extras.require()
-    seen = drafts.study(folder, _names(classes), task, target)
+    seen = drafts.study(folder, _names(classes), task, target, _names(inputs))
     text = drafts.experiment(folder.absolute(), seen, backbone=backbone, sites=sites)
     written = drafts.write(output, text)
     partition = tomllib.loads(text)["partition"]
@@ -228,7 +231,8 @@ def experiment(
     if not seen.named:
         said = ", ".join(seen.classes)
         print(f"note: the folder does not name its classes; '{said}' are a guess, --classes says them", file=sys.stderr)
-    if constants := [f"target.{key}" for key in seen.target if key != "kind"]:
+    constants = [f"target.{key}" for key in seen.target if key != "kind"]
+    if constants := constants + [f"inputs.{key}" for key in seen.inputs if key != "numbers"]:
         print(
             f"note: {', '.join(constants)} come from this folder's table; take published ones for a real federation, "
             "as a recipe tells them to everybody",

@@ -187,7 +187,13 @@ def recognised(path: str | None) -> str | None:
         return None
 
 
-def recipe(task: str, backbone: str, classes: Sequence[str], target: Mapping[str, Any] | None = None) -> str:
+def recipe(
+    task: str,
+    backbone: str,
+    classes: Sequence[str],
+    target: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+) -> str:
     """A recipe's file: what trains well with this backbone, as the bundled experiments do.
 
     It has its form; whether its names and numbers go together is for :func:`fedvfm.model.adapted_model.validate`, which
@@ -198,6 +204,7 @@ def recipe(task: str, backbone: str, classes: Sequence[str], target: Mapping[str
         backbone: a name of the table, a Hugging Face name or a folder.
         classes: their names; in segmentation the background first; of a target of columns these.
         target: keys of ``recipe.target`` -> value, as :mod:`fedvfm.templates.target_draft` has them; None: one class.
+        inputs: keys of ``recipe.inputs`` -> value, as the same module has them; None: no table beside the images.
 
     Raises:
         ConfigError: listing every fault of form.
@@ -210,6 +217,7 @@ def recipe(task: str, backbone: str, classes: Sequence[str], target: Mapping[str
     values |= {"data.augment": ["mirror", "intensity"]}
     answers = target or {}
     values |= {f"target.{key}": value for key, value in answers.items()}
+    values |= {f"inputs.{key}": value for key, value in (inputs or {}).items()}
     classed = answers.get("kind") not in target_config.OF_COLUMNS
     # Plain cross entropy on unequal classes may end in one answer for all.
     values |= {"task.options": {"sampling": "balanced"}} if classed and task in _ANSWERED else {}
@@ -300,6 +308,7 @@ class Study:
         patients: who is never in two splits.
         sites: hospitals that the folder tells apart; fewer than two where it does not.
         target: keys of ``recipe.target`` -> value; empty: one class.
+        inputs: keys of ``recipe.inputs`` -> value; empty: no table beside the images.
     """
 
     task: str
@@ -309,9 +318,16 @@ class Study:
     patients: int
     sites: int
     target: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
 
-def study(path: Path, classes: Sequence[str] = (), task: str | None = None, target: str = "class") -> Study:
+def study(
+    path: Path,
+    classes: Sequence[str] = (),
+    task: str | None = None,
+    target: str = "class",
+    inputs: Sequence[str] = (),
+) -> Study:
     """Look at a folder: headers and tables, no pixels.
 
     Args:
@@ -320,6 +336,7 @@ def study(path: Path, classes: Sequence[str] = (), task: str | None = None, targ
             "ordinal" in their order.
         task: what is learned of it; None takes what the folder looks like.
         target: kind of what is answered.
+        inputs: columns of its table that are seen beside the images.
 
     Raises:
         DataError: with every fault of the folder, and where its table lacks a column.
@@ -335,6 +352,8 @@ def study(path: Path, classes: Sequence[str] = (), task: str | None = None, targ
     info, samples = source.info, source.samples()
     if target != "class" and info.task != "classification":
         raise errors.ConfigError("--target", [f"'{target}': {path} holds masks; leave it out"])
+    if inputs and info.task != "classification":
+        raise errors.ConfigError("--inputs", [f"{path} holds masks, and a table is for classes; leave it out"])
     if info.task == "classification" and not columns and all(sample.label is None for sample in samples):
         fault = (
             f"{path}: its table has no column 'label' with a class. For columns of yes and no, numbers, or a time and "
@@ -353,6 +372,7 @@ def study(path: Path, classes: Sequence[str] = (), task: str | None = None, targ
         len({sample.subject for sample in samples}),
         len({sample.site for sample in samples if sample.site}),
         target_draft.of_source(source, target, classes),
+        target_draft.inputs_of_source(source, inputs, classes if columns else ()),
     )
 
 
@@ -398,7 +418,7 @@ def experiment(path: Path, seen: Study, *, backbone: str, sites: int = 0) -> str
         "",
         "[recipe]",
     ]
-    lines = recipe(seen.task, backbone, seen.classes, seen.target).splitlines()
+    lines = recipe(seen.task, backbone, seen.classes, seen.target, seen.inputs).splitlines()
     inner = [TABLE.sub(lambda heading: heading[0].replace("[", "[recipe."), line) for line in lines]
     first = next(at for at, line in enumerate(inner) if line.startswith("# rounds:"))
     text = "\n".join([EXPERIMENT_HEAD, *values, *inner[first:]]) + "\n"

@@ -1,4 +1,4 @@
-"""``[target]`` of a recipe that is drafted: what a table says of its columns, or examples where there is no table.
+"""``[target]`` and ``[inputs]`` of a drafted recipe: what a table says of its columns, or examples where there is none.
 
 What is read here is written into a file for its owner to look at. A recipe for several hospitals needs published
 constants instead, or those of a survey.
@@ -14,15 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvfm import errors
+from fedvfm.config import inputs as inputs_config
 from fedvfm.config import target as config
 from fedvfm.data import columns, defect
 from fedvfm.data import sample as data
+from fedvfm.report import quantity
 
 KINDS: tuple[str, ...] = get_args(config.TargetConfig.model_fields["kind"].annotation)
 DIGITS = 3
 """Of a constant that is computed of a table: it is no more exact than its cases are many."""
 MARGIN = 0.25
 """How far a range reaches beyond the values of a table, in parts of their span: other cases lie outside of them."""
+MOST_WORDS = 20
+"""Different words of a column that is drafted as a category; more are names or notes."""
 QUANTILES = (0.25, 0.5, 0.75)
 """Of the times of events: where drafted bins end."""
 EXAMPLES: Mapping[str, Any] = {"range": [0.0, 100.0], "centre": 50.0, "scale": 25.0, "bins": [12.0, 24.0, 60.0]}
@@ -81,6 +85,61 @@ def of_source(source: data.Source, kind: str, names: Sequence[str]) -> dict[str,
     if kind in config.PROGNOSIS:
         values["bins"] = _bins(source, rows, *names)
     return values
+
+
+def inputs_of_source(source: data.Source, names: Sequence[str], answered: Sequence[str] = ()) -> dict[str, Any]:
+    """Keys of ``recipe.inputs`` with values that a source's table suggests: a column is of numbers, or of words.
+
+    Args:
+        source: of images, with a table where there are names.
+        names: columns; empty: nothing beside the images.
+        answered: columns that the target learns.
+
+    Raises:
+        ConfigError: for a column that can be no input.
+        DataError: if there is no table, it lacks a column, or a column's cells suggest nothing.
+    """
+    if not names:
+        return {}
+    if not isinstance(source, columns.Tabled):
+        raise defect.TABLE.error(f"{source.info.name}: there is no table of columns; leave --inputs out")
+    columns.require_columns(source, names, "--inputs")
+    rows = {sample.case or sample.unit: source.row(sample) for sample in source.samples()}
+    words = {name: _words(rows, name) for name in names}
+    numbers = [name for name in names if all(map(_is_number, words[name]))]
+    drafts = [_numbers(source, rows, name) for name in numbers]
+    values: dict[str, Any] = {"numbers": numbers} if numbers else {}
+    values |= {f"{key}s": [draft[key] for draft in drafts] for key in ("range", "centre", "scale") if drafts}
+    categories = {name: words[name] for name in names if name not in numbers}
+    for name, held in categories.items():
+        if any(_is_number(word) or _is_amount(word) for word in held):
+            text = "some cells are no number: write decimals with a point, and no unit; or words in every cell"
+            raise defect.TABLE.error(f"{source.info.name}: column '{name}': {text}")
+        if not 2 <= len(held) <= MOST_WORDS:
+            text = f"{quantity.of(len(held), 'different word')}, and a category has 2 to {MOST_WORDS}"
+            raise defect.TABLE.error(f"{source.info.name}: column '{name}': {text}; name another column")
+    values |= {"categories": categories} if categories else {}
+    if faults := inputs_config.InputsConfig.model_validate(values).faults(tuple(answered)):
+        raise errors.ConfigError("--inputs", faults)
+    return values
+
+
+def _words(rows: Mapping[str, Mapping[str, str]], name: str) -> list[str]:
+    """What stands in a column, each word once, whatever its capitals; without missing cells."""
+    held: dict[str, str] = {}
+    for cell in (row.get(name, "").strip() for row in rows.values()):
+        if columns.number(cell) is not None:
+            held.setdefault(cell.casefold(), cell)
+    return sorted(held.values())
+
+
+def _is_number(word: str) -> bool:
+    return math.isfinite(columns.number(word) or 0.0)
+
+
+def _is_amount(word: str) -> bool:
+    """Whether this was meant as a number: 5,3 or <5."""
+    return any(letter.isdigit() for letter in word) and not any(letter.isalpha() for letter in word)
 
 
 def _column(rows: Mapping[str, Mapping[str, str]], name: str) -> NDArray[np.float64]:

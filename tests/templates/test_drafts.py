@@ -471,16 +471,17 @@ def test_a_folder_of_cases_gets_a_recipe_of_cases(cli: Any, tmp_path: Path) -> N
 NAMES = {"survival": "months,died", "cox": "months,died", "multi-label": "died,none", "regression": "score,months"}
 
 
-def columns_of_cases(folder: Path) -> Path:
-    """Pictures of cases whose table has columns and no class."""
+def columns_of_cases(folder: Path, sites: tuple[str, ...] = ("east", "west")) -> Path:
+    """Pictures of eight cases a site, whose table has columns and no class."""
     from tests.simulation import drawn_cases
 
-    drawn_cases.pictures(folder, ("east", "west"), images=1)
+    drawn_cases.pictures(folder, sites, images=1)
     (table,) = folder.glob("*.csv")
     rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
     for number, row in enumerate(rows):
         row.update(months=f"{number + 1}.5", died=str(1 - number % 2), none=str(int(number % 3 == 0)))
         row["score"] = "" if number == 1 else f"{1000 + number % 4 / 4}"
+        row.update(sex=("F", "M", "f", "")[number % 4], dose=f"{number},5", note=f"came {number}", place="north wing")
         del row["label"]
     table.unlink()
     drawn_cases.table(folder / "labels.csv", rows)
@@ -521,6 +522,36 @@ def test_a_target_that_cannot_be_drafted_is_one_clear_error(
     answer = cli("experiments", "new", columns_of_cases(tmp_path / "study"), "-o", tmp_path / "mine.toml", *words)
     assert (answer.code != 0, said in answer.err) == (True, True), answer.err
     assert not (tmp_path / "mine.toml").exists()
+
+
+def test_columns_beside_the_images_are_numbers_or_words(cli: Any, tmp_path: Path) -> None:
+    folder, path = columns_of_cases(tmp_path / "study"), tmp_path / "mine.toml"
+    new = ("experiments", "new", folder, "--target", "multi-label", "--classes", "died,none")
+    answer = cli(*new, "--inputs", "score,sex,months", "-o", path)
+    assert (answer.code, "inputs.ranges, inputs.centres" in answer.err) == (0, True), answer.err
+    inputs = experiment_of(path).recipe.inputs
+    assert (inputs.columns, inputs.categories) == (("score", "months", "sex"), {"sex": ("F", "M")})
+    assert inputs.ranges[1][0] < 1.5 < inputs.centres[1] < inputs.ranges[1][1]
+    dry = cli("simulate", path, "--dry-run")
+    assert dry.code == 0, dry.err
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ("crp", "no column crp"),
+        ("died", "column 'died' is what the target learns"),
+        ("dose", "column 'dose': some cells are no number: write decimals with a point"),
+        ("note", "column 'note': 24 different words, and a category has 2 to 20"),
+        ("place", "column 'place': 1 different word, and a category has 2 to 20"),
+    ],
+)
+def test_a_column_that_suggests_no_input_is_one_clear_error(cli: Any, tmp_path: Path, column: str, said: str) -> None:
+    folder, path = columns_of_cases(tmp_path / "study", ("east", "north", "west")), tmp_path / "mine.toml"
+    new = ("experiments", "new", folder, "--target", "multi-label", "--classes", "died,none")
+    answer = cli(*new, "--inputs", column, "-o", path)
+    assert (answer.code != 0, said in answer.err) == (True, True), answer.err
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("kind", ["ordinal", *NAMES])
