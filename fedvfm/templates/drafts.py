@@ -403,7 +403,7 @@ def experiment(path: Path, seen: Study, *, backbone: str, sites: int = 0) -> str
     options = {"class_names": list(seen.classes)} if seen.named and not of_columns else {}
     values = [
         f"name = {literal(_plain(path.name))}",
-        'baselines = ["local-only", "pooled"]',
+        f"baselines = {literal(['local-only', 'pooled', *(['table-alone'] if seen.inputs else [])])}",
         "",
         "[data]",
         'source = "folder"',

@@ -529,6 +529,7 @@ def test_columns_beside_the_images_are_numbers_or_words(cli: Any, tmp_path: Path
     new = ("experiments", "new", folder, "--target", "multi-label", "--classes", "died,none")
     answer = cli(*new, "--inputs", "score,sex,months", "-o", path)
     assert (answer.code, "inputs.ranges, inputs.centres" in answer.err) == (0, True), answer.err
+    assert experiment_of(path).baselines == ("local-only", "pooled", "table-alone")
     inputs = experiment_of(path).recipe.inputs
     assert (inputs.columns, inputs.categories) == (("score", "months", "sex"), {"sex": ("F", "M")})
     assert inputs.ranges[1][0] < 1.5 < inputs.centres[1] < inputs.ranges[1][1]
