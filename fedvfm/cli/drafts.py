@@ -185,8 +185,8 @@ def survey(
     from fedvfm.survey import draft
     from fedvfm.templates import drafts
 
-    names = [part.strip() for part in (EXAMPLES[task in MASKS] if classes is None else classes).split(",")]
-    path = drafts.write(output, draft.text(task, [name for name in names if name], modality))
+    names = _names(EXAMPLES[task in MASKS] if classes is None else classes)
+    path = drafts.write(output, draft.text(task, names, modality))
     if as_json:
         print(json.dumps({"file": str(path)}, indent=2))
         return
