@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A Flower SuperNode that could not confirm one message sends its late answer in place of the next message's.
+# A Flower SuperNode that could not confirm one message sends the answer to it in place of the answer to the next one.
 #
 # A SuperNode handles one message at a time: it pulls a message and its parts, confirms the receipt to the SuperLink,
 # waits for a reply of the ClientApp, sends it, and pulls the next. A message whose receipt cannot be confirmed (the
 # connection is lost for a moment) is given up: it is deleted, and its task ends as failed. But its parts were whole
-# before that, so that the ClientApp may have taken it and answer all the same. That answer stays in the node's state,
-# and the loop, which waits after the next message for "any reply", takes it for the reply that it waits for. From then
-# on the node is one answer behind: each message is answered when the one after it has come.
+# before that, so that a quick ClientApp has answered while the receipt was still tried. That answer stays in the node's
+# state, and the loop, which waits after the next message for "any reply", takes it for the reply that it waits for. From
+# then on the node is one answer behind: each message is answered when the one after it has come.
 #
 # Guess before the run: the answer of a message that was given up is thrown away with it, or sent beside the next one.
 # Seen with flwr 1.42.0: after message 1 was given up, message 2 was pulled, and what was sent then was the answer to 1;
@@ -52,7 +52,8 @@ def asked(number):
         parts = {key: part.deflate() for key, part in objects.get_all_nested_objects(message).items()}
 
     def confirm(run_id, message_id):
-        if number == 1:  # all parts are here, and the ClientApp has taken them
+        if number == 1:  # all parts are here; the ClientApp answers while this is tried
+            finish()
             raise ConnectionError("the connection was lost for a moment")
 
     working.append(message)
@@ -79,17 +80,17 @@ def send(reply, tree, seconds):
     return set(), "session"
 
 
-print(f"flwr {version('flwr')}: three messages; the receipt of the first could not be told, the ClientApp is at work on it")
+print(f"flwr {version('flwr')}: three messages; the receipt of the first could not be told, and it was answered by then")
 seen = {}
 for number in (1, 2, 3):
     if asked(number) is None:
         print(f"message {number}: given up, nothing is sent after it")
         continue
-    finish()  # what is older than this message; this message is worked on
     before = len(sent)
     loop._push_messages(state=state, object_store=store, send=send, push_object=None)
     seen[number] = sent[before:]
     print(f"message {number}: whole, and the ClientApp is at work on it; sent after it: answers to {seen[number]}")
+    finish()
 sys.exit(0 if seen == {2: [1], 3: [2]} else 1)
 PYTHON
 "$work/env/bin/python" "$work/behind.py" 2>/dev/null
