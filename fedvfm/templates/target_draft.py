@@ -78,7 +78,7 @@ def of_source(source: data.Source, kind: str, names: Sequence[str]) -> dict[str,
     if kind not in config.OF_COLUMNS or not isinstance(source, columns.Tabled):
         return values
     columns.require_columns(source, names, "--classes")
-    rows = {sample.case or sample.unit: source.row(sample) for sample in source.samples()}
+    rows = _rows(source)
     if kind == "regression":
         drafts = [_numbers(source, rows, name) for name in names]
         values |= {f"{key}s": [draft[key] for draft in drafts] for key in ("range", "centre", "scale")}
@@ -104,7 +104,7 @@ def inputs_of_source(source: data.Source, names: Sequence[str], answered: Sequen
     if not isinstance(source, columns.Tabled):
         raise defect.TABLE.error(f"{source.info.name}: there is no table of columns; leave --inputs out")
     columns.require_columns(source, names, "--inputs")
-    rows = {sample.case or sample.unit: source.row(sample) for sample in source.samples()}
+    rows = _rows(source)
     words = {name: _words(rows, name) for name in names}
     numbers = [name for name in names if all(map(_is_number, words[name]))]
     drafts = [_numbers(source, rows, name) for name in numbers]
@@ -122,6 +122,11 @@ def inputs_of_source(source: data.Source, names: Sequence[str], answered: Sequen
     if faults := inputs_config.InputsConfig.model_validate(values).faults(tuple(answered)):
         raise errors.ConfigError("--inputs", faults)
     return values
+
+
+def _rows(source: columns.Tabled) -> dict[str, Mapping[str, str]]:
+    """Each row once, by its case, volume or image."""
+    return {sample.case or sample.unit: source.row(sample) for sample in source.samples()}
 
 
 def _words(rows: Mapping[str, Mapping[str, str]], name: str) -> list[str]:
