@@ -42,7 +42,7 @@ RESULT = ROOT / "simulations" / "results" / "cases.json"
 CASES, PAIRS, SLICES, RADIUS = 480, 2, 40, (14.0, 20.0)
 TISSUE, TISSUE_OF_PEOPLE, LESION = 0.7, 0.5, 1.0
 """Brightest tissue of the one brain and of the many, and lesion. Where anatomies differ a frozen backbone needs more to
-tell a lesion from them: with .7 neither head learned anything of 398 volumes."""
+tell a lesion from them: with .7 the head `mst` learned nothing of 398 volumes."""
 HEADS = {"cells": ("attention-mil", "mean"), "lesions": ("mst", "vote"), "lesions-people": ("mst", "vote")}
 ROUNDS, VOTES = {"cells": 10, "lesions": 24, "lesions-people": 24}, 12
 
