@@ -141,8 +141,8 @@ def recipe(
     from fedvfm.model import locking
     from fedvfm.templates import drafts, target_draft
 
-    target_draft.required(target, _names(classes))
-    names = _names(EXAMPLES[task in MASKS] if classes is None else classes)
+    target_draft.required(target, names_of(classes))
+    names = names_of(EXAMPLES[task in MASKS] if classes is None else classes)
     values = target_draft.examples(target, names)
     text = drafts.recipe(task, backbone, names, values)
     checked = schema.parse(schema.Recipe, tomllib.loads(text), "recipe")
@@ -167,8 +167,8 @@ def recipe(
     print(f"{path}: next: fedvfm recipe lock {path}")
 
 
-def _names(given: str | None) -> list[str]:
-    """Names between commas."""
+def names_of(given: str | None) -> list[str]:
+    """Names between commas; none of an option that was left out."""
     return [part.strip() for part in (given or "").split(",") if part.strip()]
 
 
@@ -185,7 +185,7 @@ def survey(
     from fedvfm.survey import draft
     from fedvfm.templates import drafts
 
-    names = _names(EXAMPLES[task in MASKS] if classes is None else classes)
+    names = names_of(EXAMPLES[task in MASKS] if classes is None else classes)
     path = drafts.write(output, draft.text(task, names, modality))
     if as_json:
         print(json.dumps({"file": str(path)}, indent=2))
@@ -223,7 +223,7 @@ def experiment(
     from fedvfm.templates import drafts
 
     extras.require()
-    seen = drafts.study(folder, _names(classes), task, target, _names(inputs))
+    seen = drafts.study(folder, names_of(classes), task, target, names_of(inputs))
     text = drafts.experiment(folder.absolute(), seen, backbone=backbone, sites=sites)
     written = drafts.write(output, text)
     partition = tomllib.loads(text)["partition"]
@@ -232,7 +232,8 @@ def experiment(
         said = ", ".join(seen.classes)
         print(f"note: the folder does not name its classes; '{said}' are a guess, --classes says them", file=sys.stderr)
     constants = [f"target.{key}" for key in seen.target if key != "kind"]
-    if constants := constants + [f"inputs.{key}" for key in seen.inputs if key != "numbers"]:
+    constants += [f"inputs.{key}" for key in seen.inputs if key != "numbers"]
+    if constants:
         print(
             f"note: {', '.join(constants)} come from this folder's table; take published ones for a real federation, "
             "as a recipe tells them to everybody",

@@ -58,7 +58,7 @@ def init(
     from fedvfm.server import state_folder
     from fedvfm.trust import study as studies
 
-    names = tuple(part.strip() for part in sites.split(",") if part.strip())
+    names = tuple(drafts.names_of(sites))
     about = None if study is None else schema.parse(studies.Study, schema.read_toml(study), str(study))
     plan = state_folder.Plan(name, address, tuple(san or ()), names, days, about)
     plan.check()
@@ -334,8 +334,7 @@ def start(
     if config is not None:
         server = schema.parse(schema.ServerConfig, schema.read_toml(config), str(config))
     where = state_folder.open_state(state)
-    left_out = tuple(part.strip() for part in without.split(",") if part.strip())
-    server = server.model_copy(update={"without": (*server.without, *left_out)})
+    server = server.model_copy(update={"without": (*server.without, *drafts.names_of(without))})
     supervisor.require_known(where, server)
     if detach:
         limits = (("--config", config and config.absolute()), ("--without", without))

@@ -59,7 +59,7 @@ def examples(kind: str, names: Sequence[str]) -> dict[str, Any]:
         return {}
     values: dict[str, Any] = {"kind": kind}
     if kind == "regression":
-        values |= {f"{key}s": [EXAMPLES[key]] * len(names) for key in ("range", "centre", "scale")}
+        values |= _lists([EXAMPLES] * len(names))
     return values | ({"bins": EXAMPLES["bins"]} if kind in config.PROGNOSIS else {})
 
 
@@ -80,8 +80,7 @@ def of_source(source: data.Source, kind: str, names: Sequence[str]) -> dict[str,
     columns.require_columns(source, names, "--classes")
     rows = _rows(source)
     if kind == "regression":
-        drafts = [_numbers(source, rows, name) for name in names]
-        values |= {f"{key}s": [draft[key] for draft in drafts] for key in ("range", "centre", "scale")}
+        values |= _lists([_numbers(source, rows, name) for name in names])
     if kind in config.PROGNOSIS:
         values["bins"] = _bins(source, rows, *names)
     return values
@@ -107,9 +106,9 @@ def inputs_of_source(source: data.Source, names: Sequence[str], answered: Sequen
     rows = _rows(source)
     words = {name: _words(rows, name) for name in names}
     numbers = [name for name in names if all(map(_is_number, words[name]))]
-    drafts = [_numbers(source, rows, name) for name in numbers]
-    values: dict[str, Any] = {"numbers": numbers} if numbers else {}
-    values |= {f"{key}s": [draft[key] for draft in drafts] for key in ("range", "centre", "scale") if drafts}
+    values: dict[str, Any] = {}
+    if numbers:
+        values = {"numbers": numbers} | _lists([_numbers(source, rows, name) for name in numbers])
     categories = {name: words[name] for name in names if name not in numbers}
     for name, held in categories.items():
         if any(_is_number(word) or _is_amount(word) for word in held):
@@ -122,6 +121,11 @@ def inputs_of_source(source: data.Source, names: Sequence[str], answered: Sequen
     if faults := inputs_config.InputsConfig.model_validate(values).faults(tuple(answered)):
         raise errors.ConfigError("--inputs", faults)
     return values
+
+
+def _lists(constants: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Keys of a recipe -> lists, from the constants of each column of numbers."""
+    return {f"{key}s": [each[key] for each in constants] for key in ("range", "centre", "scale")}
 
 
 def _rows(source: columns.Tabled) -> dict[str, Mapping[str, str]]:
