@@ -171,9 +171,10 @@ class TaskConfig(Strict):
     detection learns boxes (docs/detection.md), one class an image, or one class a case of many images (the slices of a
     volume, the pictures of a folder)."""
     head: str | None = None
-    """Of the model; left out, what fits the backbone: patch or pyramid (or unet, which looks further around), linear
-    for classification, sam-masks for SAM; boxes for detection; for cases attention-mil, or mst, mean, max. Change: to
-    compare heads; to mst where the order of images counts."""
+    """Of the model; left out, what fits the backbone: patch or pyramid (or unet, which looks further around, or
+    unet-deep, which has three times its numbers at half the resolution), linear for classification, sam-masks for SAM;
+    boxes for detection; for cases attention-mil, or mst, mean, max. Change: to compare heads; to unet-deep where images
+    are enlarged to input_size; to mst where the order of images counts."""
     prompt: Literal["none", "auto", "box", "points"] = "none"
     """Of SAM: none; auto, boxes and masks that the adapter itself proposes; box or points, drawn from the truth, whose
     scores are called "oracle prompt". Change: to auto to compare with none; to the others only to measure what perfect
@@ -199,11 +200,13 @@ class TaskConfig(Strict):
     options: dict[str, Option] = {}
     """Of classification: sampling = "uniform" or "balanced" (all classes drawn equally often; not under privacy at the
     site). Of cases also parts = 64, the images of a case that a training step takes at most, and layers = 1 of mst. Of
-    segmentation with prompt = "auto": passes = 2, how often the decoder draws, each time shown its last mask. Of
-    detection threshold = 0.3, the least score of a box that is delivered and counts in F1, most = 100 boxes an image,
-    overlap = 0.5 of two boxes of a class of which the surer stays, least_pixels = 0 of an object in a mask. Change:
-    sampling to "balanced" where classes are unequal in number; parts down where memory is short; passes to 1 to save
-    time; threshold up where false alarms cost more than what is missed."""
+    segmentation neighbours = 0, the share that each neighbouring slice of a volume has in the answer for a slice,
+    smooth = 1e-5, the pixels that are added to both parts of the Dice loss, and with prompt = "auto" passes = 2, how
+    often the decoder draws, each time shown its last mask. Of detection threshold = 0.3, the least score of a box that
+    is delivered and counts in F1, most = 100 boxes an image, overlap = 0.5 of two boxes of a class of which the surer
+    stays, least_pixels = 0 of an object in a mask. Change: sampling to "balanced" where classes are unequal in number;
+    parts down where memory is short; neighbours to 0.25 where slices lie close together; smooth to 1 where many images
+    do not show every class; passes to 1 to save time; threshold up where false alarms cost more than what is missed."""
 
     @property
     def oracle(self) -> str:

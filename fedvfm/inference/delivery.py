@@ -307,6 +307,11 @@ def what_goes_in(model: adapted_model.AdaptedModel) -> list[str]:
         lines.insert(1, "- channels: each slice between its two neighbours")
     elif contract.channels:
         lines.insert(1, f"- channels, in this order: {', '.join(contract.channels)}")
+    if share := model.task.neighbours:
+        lines.append(
+            f"- afterwards, in volumes: a slice's logits times {1 - 2 * share:g} and each neighbour's times {share:g}, "
+            "at the ends its own in place of one that is not there; `fedvfm predict` does so itself"
+        )
     return lines
 
 

@@ -48,8 +48,8 @@ from fedvfm.model import adapted_model, sliding_window
 from fedvfm.model import device as devices
 from fedvfm.report import progress
 from fedvfm.storage import storage
+from fedvfm.tasks import across_slices, case_heads, detection, fusion, segmentation
 from fedvfm.tasks import boxes as boxing
-from fedvfm.tasks import case_heads, detection, fusion, segmentation
 
 FORMS = ("auto", "png", "nifti", "dicom-seg")
 SUMMARY = results.SUMMARY
@@ -555,7 +555,12 @@ class Predictor:
                 rows = [self._propagated(item, case, seen.header, part, chosen, boxes)]
             else:
                 computed = self._computed(shown, item.name, seen.header, boxes)
-                drawn = ((at, name, pixels, _mask(logits, pixels)) for at, name, pixels, logits in computed)
+                placed = (
+                    ((at, name, pixels), part and dataclasses.replace(part, index=at), logits)
+                    for at, name, pixels, logits in computed
+                )
+                together = across_slices.mixed(placed, self.model.task.neighbours)
+                drawn = ((at, name, pixels, _mask(logits, pixels)) for (at, name, pixels), logits in together)
                 rows = [self._volume(item, seen.header, drawn, chosen, boxes)]
         for note in self._noted(item, chosen):
             self.notes.setdefault(note, []).append(item.name)

@@ -38,9 +38,11 @@ class Task:
         pseudo_labels: whether it trains on its own answers, of sites without labels: :meth:`pseudo_label`,
             :meth:`consistency`.
         known_options: keys of ``recipe.task.options`` that the task reads; others are refused.
+        neighbours: share of each neighbouring slice in the answer for a slice (:mod:`fedvfm.tasks.across_slices`).
     """
 
     known_options: ClassVar[tuple[str, ...]] = ()
+    neighbours: float = 0.0
     primary: str
     grids: int = 1
     masks: bool = False

@@ -14,10 +14,11 @@ from fedvfm.backbones import base as backbones
 from fedvfm.config import privacy, schema
 from fedvfm.data import defect, transforms
 from fedvfm.data import sample as samples
-from fedvfm.tasks import base, heads, metrics, proposals
+from fedvfm.tasks import across_slices, base, heads, metrics, proposals
 
-SMOOTH = 1e-5
-"""Added to the numerator and the denominator of Dice, as by MONAI: a class in neither mask has loss 0."""
+SMOOTH, MOST_SMOOTH = 1e-5, 1000
+"""(pixels) Added to the numerator and the denominator of Dice, as by MONAI: a class in neither mask has loss 0. And
+what ``recipe.task.options.smooth`` may be at most."""
 
 
 class Segmentation(base.Task):
@@ -32,7 +33,7 @@ class Segmentation(base.Task):
     """
 
     primary = "dice"
-    known_options: ClassVar[tuple[str, ...]] = ("passes",)
+    known_options: ClassVar[tuple[str, ...]] = ("neighbours", "passes", "smooth")
     partial_labels: ClassVar[bool] = True
     pseudo_labels: ClassVar[bool] = True
 
@@ -42,6 +43,10 @@ class Segmentation(base.Task):
         self.grids = heads.TABLE.get(self._head).grids if self._head in heads.TABLE else 1
         self.masks = self.takes_masks(self._head)
         self._weights = torch.tensor(recipe.task.class_weights) if recipe.task.class_weights else None
+        share = recipe.task.options.get("neighbours", 0.0)
+        self.neighbours = share if isinstance(share, float) else 0.0
+        smooth = recipe.task.options.get("smooth", SMOOTH)
+        self._smooth = float(smooth) if isinstance(smooth, int | float) else 0.0
 
     @classmethod
     def head_for(cls, backbone: backbones.Backbone) -> str | None:
@@ -61,7 +66,7 @@ class Segmentation(base.Task):
             found.append(f"recipe.task.head: {heads.TABLE.fault(self._head)}")
         elif self._head == "linear":
             found.append("recipe.task.head = 'linear': is for classification; use 'pyramid' or 'patch'")
-        elif self._head in ("pyramid", "unet") and self.recipe.backbone.name == "unet":
+        elif self._head in ("pyramid", "unet", "unet-deep") and self.recipe.backbone.name == "unet":
             found.append(f"recipe.task.head = '{self._head}': backbone 'unet' is a U-Net already; use 'patch'")
         if settings.ce_weight + settings.dice_weight == 0:
             found.append("recipe.task: ce_weight and dice_weight are both 0; nothing would be learned")
@@ -87,6 +92,20 @@ class Segmentation(base.Task):
             )
         elif "passes" in settings.options and settings.prompt != "auto":
             found.append("recipe.task.options.passes: only prompt = 'auto' reads it; leave it out")
+        smooth = settings.options.get("smooth", SMOOTH)
+        if isinstance(smooth, bool) or not 0 < self._smooth <= MOST_SMOOTH:
+            found.append(
+                f"recipe.task.options.smooth = {smooth!r}: give a number of pixels above 0, {MOST_SMOOTH} at most"
+            )
+        share = settings.options.get("neighbours", 0.0)
+        if share != self.neighbours or not 0 <= self.neighbours <= across_slices.MOST:
+            found.append(
+                f"recipe.task.options.neighbours = {share!r}: give the share of each neighbouring slice, from 0 to "
+                f"{across_slices.MOST:.2f}"
+            )
+        elif share and (settings.oracle or self.recipe.data.depth):
+            reason = "data.depth sees whole volumes" if self.recipe.data.depth else "boxes and points are of one slice"
+            found.append(f"recipe.task.options.neighbours = {share!r}: {reason}; leave it out")
         return found
 
     def head(self, backbone: backbones.Backbone) -> nn.Module:
@@ -135,7 +154,9 @@ class Segmentation(base.Task):
         entropy = entropy if self._weights is None else entropy / self._weights.mean()
         sure = target != base.UNSURE
         dice = [
-            dice_loss(logits[at : at + 1], target[at : at + 1], self._weights, sure=sure[at : at + 1])
+            dice_loss(
+                logits[at : at + 1], target[at : at + 1], self._weights, sure=sure[at : at + 1], smooth=self._smooth
+            )
             for at in range(len(target))
         ]
         return settings.ce_weight * entropy + settings.dice_weight * torch.stack(dice)
@@ -145,7 +166,8 @@ class Segmentation(base.Task):
         if self._weights is not None:
             self._weights = self._weights.to(logits.device)
         logits = logits.float() if labelled is None else marginal(logits.float(), labelled)
-        dice = dice_loss(logits, target, self._weights, labelled, batch=settings.dice == "batch")
+        together = settings.dice == "batch"
+        dice = dice_loss(logits, target, self._weights, labelled, batch=together, smooth=self._smooth)
         entropy = nn.functional.cross_entropy(logits, target, weight=self._weights)
         return settings.dice_weight * dice + settings.ce_weight * entropy
 
@@ -199,6 +221,7 @@ def dice_loss(
     *,
     batch: bool = False,
     sure: Tensor | None = None,
+    smooth: float = SMOOTH,
 ) -> Tensor:
     """1 - Dice of the softmax, the mean over images and all classes but the background.
 
@@ -206,8 +229,12 @@ def dice_loss(
     images of a batch count as one, class by class, over those that have the class labelled: a slice without a class
     then teaches that the class is not there, which its own Dice hardly does. Pixels that are not ``sure`` are in none.
 
+    ``smooth`` is added to the numerator and the denominator. Of a class in no mask the loss is 1 until as little of it
+    is predicted: with 1e-5 training drives probabilities down to that, suddenly and late, at the cost of the classes
+    that are there; with 1, one pixel, it has a slope from the start.
+
     Shapes: logits (B, K, h, w), target (B, h, w) of class numbers, weights (K,), labelled (B, K), sure (B, h, w); a
-        scalar. Volumes have a further side.
+        scalar. Volumes have a further side. Units: ``smooth`` in pixels.
     Source: Milletari et al., "V-Net", 3DV 2016, in the form of MONAI's ``DiceCELoss`` (without squares, and weights
         multiplied class by class), whose ``batch`` it is too.
     """
@@ -227,7 +254,7 @@ def dice_loss(
     )
     # In MONAI's order, so that the last bits of the gradient are its own.
     extra, missed = 0.5 * (predicted - both), 0.5 * (true - both)
-    loss = 1 - (2 * both + SMOOTH) / (2 * (both + extra + missed) + SMOOTH)
+    loss = 1 - (2 * both + smooth) / (2 * (both + extra + missed) + smooth)
     if weights is not None and loss.shape[1] > 1:
         loss = loss * weights[1:]
     if labelled is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from fedvfm.client.training import evaluator
 from fedvfm.client.training import site as sites
@@ -61,9 +62,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[sites.Site, adapted_
     return sites.Site("one", hospital, cache=feature_cache.FeatureCache(2**24)), adapted_model.AdaptedModel(recipe)
 
 
-def test_a_site_reports_volumes(made: tuple[sites.Site, adapted_model.AdaptedModel]) -> None:
-    """Equal to scoring by hand, whole volume by whole volume, what the model says of each slice."""
-    site, model = made
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_a_site_reports_volumes(made: tuple[sites.Site, adapted_model.AdaptedModel], share: float) -> None:
+    """Equal to scoring by hand, whole volume by whole volume, what the model says of each slice among its neighbours.
+
+    Neighbours are mixed before the class is chosen, and the report shows a slice as it is scored.
+    """
+    site, plain = made
+    model = adapted_model.AdaptedModel(
+        plain.recipe.model_copy(
+            update={"task": plain.recipe.task.model_copy(update={"options": {"neighbours": share}})}
+        )
+    )
+    model.write(plain.initial())
     members = site.split("test")
     assert len(members) == 10
     task = protocol.Task(model.recipe, 1, model.read(), "test", surface=True, per_sample=True)
@@ -73,13 +84,12 @@ def test_a_site_reports_volumes(made: tuple[sites.Site, adapted_model.AdaptedMod
     expected = metrics.SegmentationScores(("background", "box"))
     for name in found.ids:
         own = sorted((one for one in members if one.unit == name), key=lambda one: one.part.index)  # type: ignore[union-attr]
-        predicted, truth = [], []
-        for one in own:
-            whole = site.whole(model, one)
-            logits = evaluator.logits(model, site, one, whole)
-            predicted.append(logits.argmax(dim=0).numpy())
-            truth.append(whole.truth)
-        expected.add(name, np.stack(predicted), np.stack(truth), (4.0, 1.0, 1.5))
+        whole = [site.whole(model, one) for one in own]
+        logits = [evaluator.logits(model, site, one, seen) for one, seen in zip(own, whole, strict=True)]
+        mixed = ndimage.convolve1d(np.stack(logits), [share, 1 - 2 * share, share], axis=0, mode="nearest")
+        expected.add(name, mixed.argmax(axis=1), np.stack([seen.truth for seen in whole]), (4.0, 1.0, 1.5))
+        for one, seen, values in zip(own, whole, mixed, strict=True):
+            np.testing.assert_allclose(evaluator.among(model, site, one, seen, members), values, atol=1e-5)
     assert dict(found.metrics) == pytest.approx(expected.value())
     assert {"dice", "hd95", "assd", "nsd"} <= found.metrics.keys()
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 import fedvfm
 from fedvfm import errors
@@ -22,7 +23,7 @@ from fedvfm.config import schema
 from fedvfm.data import formats
 from fedvfm.data import sample as samples
 from fedvfm.data.volumes import nifti, slices
-from fedvfm.inference import export, predict
+from fedvfm.inference import delivery, export, predict
 from fedvfm.model import feature_cache, sliding_window
 
 Saver = Callable[..., Path]
@@ -232,6 +233,24 @@ def test_slices_of_a_volume_are_what_the_folder_source_reads(saved: Saver, tmp_p
         )[0].argmax(dim=0)
         # Stored axes run left, back, up; a slice is shown with rows to the back and columns to the left.
         np.testing.assert_array_equal(stored[:, :, index].T, expected.numpy())
+
+
+def test_slices_are_mixed_with_their_neighbours_as_the_recipe_says(saved: Saver, tmp_path: Path) -> None:
+    path = volume(tmp_path / "v.nii.gz", (20, 24, 6))
+    task = {"kind": "segmentation", "options": {"neighbours": 0.3}}
+    fedvfm.predict(saved(task), path, tmp_path / "out")
+    fedvfm.predict(saved(), path, tmp_path / "plain")
+    stored, plain = (np.asanyarray(nibabel.load(tmp_path / name / "v.nii.gz").dataobj) for name in ("out", "plain"))
+    logits = np.stack([evaluated(saved(task), slices.read([path], index)) for index in range(6)])
+    mixed = torch.from_numpy(ndimage.convolve1d(logits, [0.3, 0.4, 0.3], axis=0, mode="nearest"))
+    expected = torch.nn.functional.interpolate(mixed, size=(24, 20), mode="bilinear", align_corners=False)
+    np.testing.assert_array_equal(stored.transpose(2, 1, 0), expected.argmax(dim=1).numpy())
+    assert (stored != plain).any()
+    said = [line for line in delivery.what_goes_in(fedvfm.load_adapter(saved(task))) if "neighbour" in line]
+    assert said == [
+        "- afterwards, in volumes: a slice's logits times 0.4 and each neighbour's times 0.3, at the ends its own in "
+        "place of one that is not there; `fedvfm predict` does so itself"
+    ]
 
 
 @pytest.mark.parametrize("contract", [{"plane": "coronal"}, {"stack": 3}, {"window": [150.0, 400.0]}], ids=str)

@@ -150,6 +150,7 @@ SAM = [
     pytest.param("sam", {"rank": 2, "layers": [0, 2], "parts": []}, "pyramid", id="windows"),
     pytest.param("sam", {"rank": 2, "layers": [0, 1], "parts": []}, "pyramid", id="windows-and-global"),
     pytest.param("sam", {"rank": 2, "layers": [0, 2], "parts": []}, "unet", id="head-unet"),
+    pytest.param("tinyvit", {"rank": 2, "layers": [0, 3], "parts": []}, "unet-deep", id="head-unet-deep"),
     pytest.param("sam", {"rank": 2, "parts": DECODER}, "sam-masks", id="lora-and-decoder"),
     pytest.param("sam", {"kind": "medical-sam-adapter", "parts": []}, "sam-masks", id="medical-sam-adapter"),
     pytest.param("sam", DEPTH, "sam-masks", id="depth"),

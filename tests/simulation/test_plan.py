@@ -67,6 +67,7 @@ def test_activations_are_those_that_torch_saves(tiny: Any) -> None:
     [
         ("dino", {"kind": "segmentation"}),
         ("dino", {"kind": "segmentation", "head": "unet"}),
+        ("dino", {"kind": "segmentation", "head": "unet-deep"}),
         ("dino", {"kind": "classification"}),
         ("swin", {"kind": "segmentation", "head": "pyramid"}),
         ("unet", {"kind": "segmentation"}),

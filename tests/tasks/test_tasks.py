@@ -17,7 +17,7 @@ from fedvfm.config import schema
 from fedvfm.data import transforms
 from fedvfm.model import adapted_model
 from fedvfm.tasks import base as tasks
-from fedvfm.tasks import heads, table
+from fedvfm.tasks import heads, segmentation, table
 
 
 def recipe(
@@ -88,7 +88,10 @@ def test_class_weights_in_segmentation() -> None:
 @pytest.mark.parametrize("classes", [2, 3, 7])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("dice", ["image", "batch"])
-def test_the_loss_and_its_gradient_are_those_of_monai_to_the_last_bit(classes: int, weighted: bool, dice: str) -> None:
+@pytest.mark.parametrize("smooth", [1e-5, 1.0])
+def test_the_loss_and_its_gradient_are_those_of_monai_to_the_last_bit(
+    classes: int, weighted: bool, dice: str, smooth: float
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its imports warn of optional packages
         from monai.losses import DiceCELoss
@@ -101,8 +104,11 @@ def test_the_loss_and_its_gradient_are_those_of_monai_to_the_last_bit(classes: i
         lambda_dice=0.8,
         weight=torch.tensor(weights) if weighted else None,
         batch=dice == "batch",
+        smooth_nr=smooth,
+        smooth_dr=smooth,
     )
-    task = make(classes=classes, class_weights=weights, dice=dice)
+    options = {} if smooth == segmentation.SMOOTH else {"smooth": smooth}
+    task = make(classes=classes, class_weights=weights, dice=dice, options=options)
     generator = torch.Generator().manual_seed(classes)
     for size in ((6, 5), (64, 48)):
         target = torch.randint(0, classes, (3, *size), generator=generator)
@@ -196,7 +202,7 @@ def test_heads_mix_no_samples(name: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(56, 56), (57, 61), (14, 29)])
-@pytest.mark.parametrize("kind", [heads.Pyramid, heads.UNet])
+@pytest.mark.parametrize("kind", [heads.Pyramid, heads.UNet, heads.DeepUNet])
 def test_dense_heads_answer_at_the_size_of_the_image(kind: Any, size: tuple[int, int]) -> None:
     head = kind(8, 2)
     grids = (torch.randn(1, 8, 4, 4),) * head.grids
@@ -206,7 +212,7 @@ def test_dense_heads_answer_at_the_size_of_the_image(kind: Any, size: tuple[int,
 def test_every_number_of_a_head_learns(tiny_dino: Path) -> None:
     """A parameter without a gradient would travel for nothing."""
     for kind, head in (
-        *(("segmentation", name) for name in ("pyramid", "unet", "patch")),
+        *(("segmentation", name) for name in ("pyramid", "unet", "unet-deep", "patch")),
         ("classification", "linear"),
     ):
         model = adapted_model.AdaptedModel(recipe(tiny_dino, kind, head=head))

@@ -18,8 +18,8 @@ from fedvfm.model import adapted_model, sliding_window
 from fedvfm.protocol import protocol
 from fedvfm.report import progress
 from fedvfm.state import state
+from fedvfm.tasks import across_slices, case_heads, metrics
 from fedvfm.tasks import base as tasks
-from fedvfm.tasks import case_heads, metrics
 
 
 @torch.no_grad()
@@ -45,20 +45,26 @@ def evaluate(
     chosen = site.split(task.split)
     having: dict[str, set[str]] = {}
     owners = {sample.unit: sample.subject for sample in chosen}
-    batch = 1 if model.task.bags else sliding_window.batch_of(model)  # a case is as long as many images
-    for start in range(0, len(chosen), batch):
-        if time.monotonic() > deadline:
-            raise errors.DeadlinePassed(
-                f"site '{site.name}', {task.split} of round {task.round}: the time was over after {len(scores)} "
-                "samples. Ask the coordinator to raise round_timeout_s, or evaluate on a faster device"
-            )
-        shown = chosen[start : start + batch]
-        ready, found = _answered(model, site, shown, batch)
-        for number, (sample, prepared, values) in enumerate(zip(shown, ready, found, strict=True), start + 1):
-            model.task.score(scores, sample.id, values, prepared, sample.truth, *sites.known(sample))
-            if not site.simulated:
-                _note_classes(having, sample, prepared, model.task)
-            on_step(number, len(chosen))
+
+    def answered() -> Iterator[tuple[tuple[samples.Sample, transforms.Prepared], samples.Part | None, Tensor]]:
+        batch = 1 if model.task.bags else sliding_window.batch_of(model)  # a case is as long as many images
+        for start in range(0, len(chosen), batch):
+            if time.monotonic() > deadline:
+                raise errors.DeadlinePassed(
+                    f"site '{site.name}', {task.split} of round {task.round}: the time was over after {len(scores)} "
+                    "samples. Ask the coordinator to raise round_timeout_s, or evaluate on a faster device"
+                )
+            shown = chosen[start : start + batch]
+            ready, found = _answered(model, site, shown, batch)
+            for sample, prepared, values in zip(shown, ready, found, strict=True):
+                yield (sample, prepared), sample.part, values
+
+    together = across_slices.mixed(answered(), model.task.neighbours)
+    for number, ((sample, prepared), values) in enumerate(together, 1):
+        model.task.score(scores, sample.id, values, prepared, sample.truth, *sites.known(sample))
+        if not site.simulated:
+            _note_classes(having, sample, prepared, model.task)
+        on_step(number, len(chosen))
     return protocol.Evaluation(
         site=site.name,
         round=task.round,
@@ -141,6 +147,33 @@ def logits(
     """
     (found,) = many(model, site, [sample], [prepared], 1)
     return found
+
+
+@torch.no_grad()
+def among(
+    model: adapted_model.AdaptedModel,
+    site: sites.Site,
+    sample: samples.Sample,
+    prepared: transforms.Prepared,
+    others: Sequence[samples.Sample],
+) -> Tensor:
+    """Logits of one sample as :func:`evaluate` scores it: of a slice with its neighbours among ``others``.
+
+    Shapes: as :func:`logits`.
+    """
+    part = sample.part
+    if part is None or not model.task.neighbours:
+        return logits(model, site, sample, prepared)
+    beside = {
+        other.part.index: other
+        for other in others
+        if other.part is not None and other.part.volume == part.volume and abs(other.part.index - part.index) <= 1
+    }
+    rows = (
+        (other is sample, other.part, logits(model, site, other, site.whole(model, other)))
+        for _, other in sorted({**beside, part.index: sample}.items())
+    )
+    return next(values for own, values in across_slices.mixed(rows, model.task.neighbours) if own)
 
 
 def many(

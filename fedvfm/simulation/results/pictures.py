@@ -94,9 +94,9 @@ def examples(
         use(site)
         tested = [sample for sample in site.split("test") if not sample.without_image]
         drawn = rng.choice(len(tested), size=min(number, len(tested)), replace=False)
-        shown += [_picture(model, site, tested[at]) for at in sorted(drawn)]
+        shown += [_picture(model, site, tested[at], tested) for at in sorted(drawn)]
         shown += [
-            dataclasses.replace(_picture(model, site, sample), worst=True)
+            dataclasses.replace(_picture(model, site, sample, tested), worst=True)
             for sample in _worst(tested, (ranked or {}).get(site.name, ()))
         ]
     return shown
@@ -117,11 +117,13 @@ def _spaced(members: Sequence[sites.Site]) -> list[sites.Site]:
 
 
 @torch.no_grad()
-def _picture(model: adapted_model.AdaptedModel, site: sites.Site, sample: samples.Sample) -> Picture:
+def _picture(
+    model: adapted_model.AdaptedModel, site: sites.Site, sample: samples.Sample, tested: Sequence[samples.Sample]
+) -> Picture:
     if sample.bag:
         return _case(model, site, sample)
     prepared = site.whole(model, sample)
-    logits = evaluator.logits(model, site, sample, prepared)
+    logits = evaluator.among(model, site, sample, prepared, tested)
     image, truth = site.hospital.read(sample).image, prepared.truth
     if logits.ndim == 1:
         return _classified(model, site.name, sample, image, logits)
