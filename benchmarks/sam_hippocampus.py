@@ -2,15 +2,18 @@
 
     python benchmarks/sam_hippocampus.py run [--seeds 0 1 2] [--arms unet automatic ...]   resumes run by run
     python benchmarks/sam_hippocampus.py jitter                                                   after the arm "oracle"
+    python benchmarks/sam_hippocampus.py neighbours                                               after the arm "deep"
     python benchmarks/sam_hippocampus.py speed
     python benchmarks/sam_hippocampus.py report
 
 ``fedvfm data fetch hippocampus`` and ``fedvfm weights fetch litemedsam`` first. ``run`` runs the bundled experiment
 ``sam-hippocampus`` as each of :data:`ARMS` differs from it; the first seed of the first arm has the experiment's
 baselines. ``jitter`` scores boxes drawn from the truth, whose sides are moved by more and more, with the adapter of
-round 0 and with that of the arm "oracle". ``speed`` times a round of six hospitals with 20 cases each once their
-features are kept, and prediction. ``report`` writes ``simulations/results/sam_hippocampus.json`` and the block in
-``simulations/README.md``.
+round 0 and with that of the arm "oracle". ``neighbours`` scores the adapter of the arm "deep" on validation volumes,
+with more and less of the neighbouring slices in the answer for each slice. ``speed`` times a round of six hospitals
+with 20 cases each once their features are kept, and prediction. ``report`` writes
+``simulations/results/sam_hippocampus.json`` and the block in ``simulations/README.md``; runs that are no longer there
+keep their rows.
 """
 
 from __future__ import annotations
@@ -41,13 +44,24 @@ from fedvfm.state import state
 ROOT = Path(__file__).parents[1]
 EXPERIMENT, RESULTS = "sam-hippocampus", ROOT / "simulations" / "results" / "sam_hippocampus.json"
 JITTERS = (0.0, 0.1, 0.2, 0.3)
+SHARES = (0.0, 0.15, 0.25, 1 / 3)
 TARGET = 0.865
 
 LORA = ('recipe.adapter.kind="lora"', "recipe.optimiser.learning_rate=1e-3", "recipe.optimiser.head_learning_rate=4e-3")
 LAST = (*LORA, "recipe.adapter.rank=8", "recipe.adapter.layers=[9]")
 ALL = (*LAST, 'recipe.adapter.targets=["q", "k", "v", "o", "fc1", "fc2"]')
 MASKS = ('recipe.task.head="sam-masks"', *LAST)  # decoder parts have most of the numbers that may travel
+SHALLOW = (
+    "recipe.rounds=60",
+    'recipe.task.head="unet"',
+    "recipe.task.options={}",
+    'recipe.data.augment=["mirror", "intensity"]',
+    "recipe.data.views=2",
+    "recipe.aggregation.server_momentum=0.6",
+)
+"""What the experiment was before."""
 WHOLE_VOLUMES = (
+    *SHALLOW,
     "recipe.rounds=20",
     "recipe.aggregation.server_momentum=0.8",
     'recipe.backbone.name="unet3d"',
@@ -65,10 +79,13 @@ WHOLE_VOLUMES = (
 )
 """What makes the experiment one of volumes: all slices, pieces of nearly a whole volume, steps as in the other arms."""
 ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "unet": ("U-Net head on the frozen encoder, no decoder", ()),
+    "deep": ("head unet-deep on the frozen encoder, no decoder", ()),
+    "monai-dice": ("the same with MONAI's Dice loss", ("recipe.task.options={neighbours=0.25}",)),
+    "unet": ("head unet on the frozen encoder, before", SHALLOW),
     "few-steps": (
-        "the same in 20 rounds with steps of four slices",
+        "head unet, before, in 20 rounds with steps of four slices",
         (
+            *SHALLOW,
             "recipe.rounds=20",
             "recipe.optimiser.batch_size=4",
             "recipe.optimiser.learning_rate=4e-3",
@@ -76,15 +93,23 @@ ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "affine": (
-        "the same in 40 rounds with four views an image, moved, turned and scaled too",
-        ('recipe.data.augment=["mirror", "intensity", "affine"]', "recipe.data.views=4", "recipe.rounds=40"),
+        "head unet, before, in 40 rounds with four views an image, moved, turned and scaled too",
+        (
+            *SHALLOW,
+            'recipe.data.augment=["mirror", "intensity", "affine"]',
+            "recipe.data.views=4",
+            "recipe.rounds=40",
+        ),
     ),
-    "lora": ("the same and LoRA on the encoder's last block", ALL),
+    "lora": ("as deep, and LoRA on the encoder's last block", ALL),
     "pyramid": ("head pyramid on the frozen encoder", ('recipe.task.head="pyramid"',)),
-    "image-dice": ("U-Net head, Dice of each image", ('recipe.task.dice="image"',)),
+    "image-dice": ("as deep, Dice of each image", ('recipe.task.dice="image"',)),
     "prompt-free": ("prompt-free: LoRA + upscale, hypernetworks, mask tokens", MASKS),
     "automatic": ("automatic prompts, the same and the light head", (*MASKS, 'recipe.task.prompt="auto"')),
-    "oracle": ("boxes from the truth (oracle), the same", (*MASKS, 'recipe.task.prompt="box"')),
+    "oracle": (
+        "boxes from the truth (oracle), the same",
+        (*MASKS, 'recipe.task.prompt="box"', "recipe.task.options={smooth=1e-12}"),
+    ),
     "lora-only": ("LoRA alone", (*MASKS, "recipe.adapter.parts=[]")),
     "parts-only": ("upscale, hypernetworks, mask tokens alone", (*MASKS, 'recipe.adapter.kind="head-only"')),
     "decoder": (
@@ -124,25 +149,40 @@ def simulate(arguments: Sequence[str], sets: Sequence[str] = ()) -> None:
 
 def jitter(folder: Path) -> dict[str, dict[str, float]]:
     """Macro Dice on the test volumes of every hospital by jitter, of round 0 and of the trained adapter."""
-    what = schema.parse(schema.Experiment, json.loads((folder / "experiment.json").read_text()), "experiment")
-    hospitals = experiment.hospitals(what)
-    model = export.load_adapter(folder / "adapter")
+    model, hospitals = finished(folder)
     adapters = {"before": model.initial(), "after": model.read()}
     return {
-        when: {f"{most:g}": macro(moved(model, most), adapter, hospitals) for most in JITTERS}
+        when: {f"{most:g}": macro(another(model, prompt_jitter=most), adapter, hospitals) for most in JITTERS}
         for when, adapter in adapters.items()
     }
 
 
-def moved(model: adapted_model.AdaptedModel, most: float) -> adapted_model.AdaptedModel:
-    """The same model, shown boxes of another jitter."""
-    task = model.recipe.task.model_copy(update={"prompt_jitter": most})
-    return model.under(model.recipe.model_copy(update={"task": task}))
+def neighbours(folder: Path) -> dict[str, float]:
+    """Macro Dice on the validation volumes of every hospital by the share of each neighbouring slice."""
+    model, hospitals = finished(folder)
+    options = model.recipe.task.options
+    shared = {share: another(model, options={**options, "neighbours": share}) for share in SHARES}
+    return {f"{share:.2f}": macro(one, model.read(), hospitals, "val") for share, one in shared.items()}
 
 
-def macro(model: adapted_model.AdaptedModel, adapter: state.AdapterState, hospitals: Sequence[Any]) -> float:
-    """Mean over hospitals of the mean Dice of their test volumes."""
-    task = protocol.Task(model.recipe, split="test")
+def finished(folder: Path) -> tuple[adapted_model.AdaptedModel, Sequence[Any]]:
+    """A run's adapter, and its hospitals."""
+    what = schema.parse(schema.Experiment, json.loads((folder / "experiment.json").read_text()), "experiment")
+    return export.load_adapter(folder / "adapter"), experiment.hospitals(what)
+
+
+def another(model: adapted_model.AdaptedModel, **task: Any) -> adapted_model.AdaptedModel:
+    """The same model with other settings of its task."""
+    made = model.under(model.recipe.model_copy(update={"task": model.recipe.task.model_copy(update=task)}))
+    made.task = type(model.task)(made.recipe)
+    return made
+
+
+def macro(
+    model: adapted_model.AdaptedModel, adapter: state.AdapterState, hospitals: Sequence[Any], split: str = "test"
+) -> float:
+    """Mean over hospitals of the mean Dice of their volumes of a split."""
+    task = protocol.Task(model.recipe, split=split)
     values = []
     for hospital in hospitals:
         site = sites.Site(hospital.name, hospital, simulated=True)
@@ -189,11 +229,14 @@ def speed(output: Path, sets: Sequence[str]) -> dict[str, float]:
 
 
 def collect(output: Path) -> dict[str, Any]:
-    """The figures of all finished arms; what ``jitter`` and ``speed`` measured stays."""
+    """The figures of all finished arms; those of arms that are not there, of ``jitter`` and ``speed`` stay."""
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     done = [arm for arm in ARMS if any((output / arm).glob("seed-*/summary.json"))]
     first = done[0] if done else ""
-    rows = {arm: compare.table(compare.load([output / first, output / arm]))["runs"][-1] for arm in done}
+    rows = {
+        arm: {**compare.table(compare.load([output / first, output / arm]))["runs"][-1], "against": first}
+        for arm in done
+    }
     runs, curves = {}, {}
     for arm in done:
         folder = sorted((output / arm).glob("seed-*/summary.json"))[0].parent
@@ -206,7 +249,11 @@ def collect(output: Path) -> dict[str, Any]:
         for folder in sorted((output / arm).glob("seed-*"))[:1]
         if (folder / "evaluation.json").exists()
     }
-    return {**kept, "arms": rows, "runs": runs, "curves": curves, "unfinished": tested}
+    found = {"arms": rows, "runs": runs, "curves": curves, "unfinished": tested}
+    for key, own in found.items():
+        merged = {**kept.get(key, {}), **own}
+        found[key] = {arm: merged[arm] for arm in ARMS if arm in merged and not (key == "unfinished" and arm in done)}
+    return {**kept, **found}
 
 
 def unfinished(folder: Path) -> dict[str, Any]:
@@ -249,6 +296,8 @@ def lines(figures: Mapping[str, Any]) -> Iterator[str]:
         yield from _unfinished(arm, row)
     if "jitter" in figures:
         yield from _jitter(figures["jitter"])
+    if "neighbours" in figures:
+        yield from _neighbours(figures["neighbours"])
     if "speed" in figures:
         yield _speed(figures["speed"])
 
@@ -256,16 +305,17 @@ def lines(figures: Mapping[str, Any]) -> Iterator[str]:
 def _arms(rows: Mapping[str, Any], runs: Mapping[str, Any]) -> Iterator[str]:
     first = next(iter(rows))
     seeds = ", ".join(str(seed) for seed in rows[first]["seeds"])
-    yield f"`{EXPERIMENT}`, {runs[first]['rounds']} rounds, seeds {seeds}. Dice of whole test volumes, mean of both"
-    yield "classes, then over the six hospitals (macro); 95 % bootstrap intervals over cases, differences paired. MB:"
-    yield "both ways, whole run."
+    yield f"`{EXPERIMENT}`, {first} over {runs[first]['rounds']} rounds, seeds {seeds}. Dice of whole test volumes,"
+    yield "mean of both classes, then over the six hospitals (macro); 95 % bootstrap intervals over cases, differences"
+    yield "paired. MB: both ways, whole run."
     yield ""
     yield f"| what trains | numbers | share | MB | macro Dice | 95 % interval | minus {first} | worst hospital |"
     yield "|---|---|---|---|---|---|---|---|"
     for arm, row in rows.items():
         summary, score, gap = runs[arm], row["arms"]["federated"], row["difference"]
         numbers, moves = summary["trainable_parameters"], (summary["bytes"]["up"] + summary["bytes"]["down"]) / 1e6
-        shown = f"{gap['mean']:+.3f} ({interval(gap, '+.3f')})" if gap and arm != first else ""
+        beside = gap and arm != first and row["against"] == first
+        shown = f"{gap['mean']:+.3f} ({interval(gap, '+.3f')})" if beside else ""
         worst = summary["arms"]["federated"]["worst"]
         yield (
             f"| {ARMS[arm][0]} | {numbers:,} | {numbers / summary['backbone']['parameters']:.2%} | {moves:.1f} | "
@@ -320,6 +370,15 @@ def _curves(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
     yield ""
 
 
+def _neighbours(rows: Mapping[str, float]) -> Iterator[str]:
+    yield "Share of each neighbouring slice in the answer for a slice; macro Dice on validation volumes, arm deep:"
+    yield ""
+    yield "| share | " + " | ".join(rows) + " |"
+    yield "|---" * (1 + len(rows)) + "|"
+    yield "| Dice | " + " | ".join(f"{value:.4f}" for value in rows.values()) + " |"
+    yield ""
+
+
 def _jitter(rows: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     yield "Boxes from the truth, each side moved by up to this share of the box's width or height; macro Dice:"
     yield ""
@@ -348,7 +407,7 @@ def write(figures: Mapping[str, Any]) -> None:
 def main(words: Sequence[str] | None = None) -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "jitter", "speed", "report"))
+    parser.add_argument("what", choices=("run", "jitter", "neighbours", "speed", "report"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
     parser.add_argument("--output", type=Path, default=Path("runs/sam-hippocampus"))
@@ -361,6 +420,8 @@ def main(words: Sequence[str] | None = None) -> None:
         run(asked.arms, asked.seeds, asked.output, sets, baselines=not asked.quick)
     elif asked.what == "jitter":
         measured["jitter"] = jitter(sorted((asked.output / "oracle").glob("seed-*"))[0])
+    elif asked.what == "neighbours":
+        measured["neighbours"] = neighbours(sorted((asked.output / "deep").glob("seed-*"))[0])
     elif asked.what == "speed":
         measured["speed"] = speed(asked.output, sets)
     figures = {**collect(asked.output), **measured}

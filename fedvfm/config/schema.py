@@ -205,8 +205,9 @@ class TaskConfig(Strict):
     often the decoder draws, each time shown its last mask. Of detection threshold = 0.3, the least score of a box that
     is delivered and counts in F1, most = 100 boxes an image, overlap = 0.5 of two boxes of a class of which the surer
     stays, least_pixels = 0 of an object in a mask. Change: sampling to "balanced" where classes are unequal in number;
-    parts down where memory is short; neighbours to 0.25 where slices lie close together; smooth to 1 where many images
-    do not show every class; passes to 1 to save time; threshold up where false alarms cost more than what is missed."""
+    parts down where memory is short; neighbours to 0.25 where slices lie close together; smooth to 1e-12 where many
+    images do not show every class, so that it teaches nothing of these; passes to 1 to save time; threshold up where
+    false alarms cost more than what is missed."""
 
     @property
     def oracle(self) -> str:

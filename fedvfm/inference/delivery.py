@@ -277,7 +277,7 @@ def table_lines(model: adapted_model.AdaptedModel) -> list[str]:
 
 
 def what_goes_in(model: adapted_model.AdaptedModel) -> list[str]:
-    """Lines of a card: how an image is prepared, and the classes."""
+    """Lines of a card: how an image is prepared, the classes, and last how values are normalised."""
     contract = model.recipe.data
     size, each = " x ".join(map(str, contract.patch_size)), "volume" if contract.depth else "image"
     steps = {
@@ -308,9 +308,10 @@ def what_goes_in(model: adapted_model.AdaptedModel) -> list[str]:
     elif contract.channels:
         lines.insert(1, f"- channels, in this order: {', '.join(contract.channels)}")
     if share := model.task.neighbours:
-        lines.append(
+        lines.insert(
+            -1,
             f"- afterwards, in volumes: a slice's logits times {1 - 2 * share:g} and each neighbour's times {share:g}, "
-            "at the ends its own in place of one that is not there; `fedvfm predict` does so itself"
+            "at the ends its own in place of one that is not there; `fedvfm predict` does so itself",
         )
     return lines
 

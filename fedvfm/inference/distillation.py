@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from fedvfm.model import adapted_model, adapter_folder, sliding_window
 from fedvfm.model import device as devices
 from fedvfm.report import progress
 from fedvfm.storage import storage
+from fedvfm.tasks import across_slices, segmentation
 
 RECORD = export.DISTILLED
 LEAST = 5
@@ -156,6 +157,7 @@ def recipe_of(teacher: schema.Recipe, student: str, sets: Sequence[str], epochs:
     """
     task = teacher.task
     kept = {"kind": task.kind, "ce_weight": task.ce_weight, "dice_weight": task.dice_weight, "dice": task.dice}
+    kept["options"] = {name: task.options[name] for name in segmentation.OF_ANY_HEAD if name in task.options}
     values: dict[str, Any] = {
         "rounds": 1,
         "seed": seed,
@@ -293,10 +295,14 @@ def _scored(source: samples.Source, model: adapted_model.AdaptedModel) -> dict[s
     """
     contract, scores = model.recipe.data, model.task.scores(surface=False)
     run = sliding_window.alone(model)
-    for sample in source.samples():
-        pixels = source.read(sample)
-        ready = transforms.prepare(pixels, contract, len(contract.class_names), multiple=model.backbone.patch)
-        logits = sliding_window.logits(model, ready.image, run)
+
+    def answered() -> Iterator[tuple[tuple[samples.Sample, transforms.Prepared], samples.Part | None, Tensor]]:
+        for sample in source.samples():
+            pixels = source.read(sample)
+            ready = transforms.prepare(pixels, contract, len(contract.class_names), multiple=model.backbone.patch)
+            yield (sample, ready), sample.part, sliding_window.logits(model, ready.image, run)
+
+    for (sample, ready), logits in across_slices.mixed(answered(), model.task.neighbours):
         model.task.score(scores, sample.id, logits, ready, sample.truth)
     return {"samples": len(scores), **scores.value()}
 

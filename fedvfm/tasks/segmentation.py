@@ -16,9 +16,12 @@ from fedvfm.data import defect, transforms
 from fedvfm.data import sample as samples
 from fedvfm.tasks import across_slices, base, heads, metrics, proposals
 
-SMOOTH, MOST_SMOOTH = 1e-5, 1000
-"""(pixels) Added to the numerator and the denominator of Dice, as by MONAI: a class in neither mask has loss 0. And
-what ``recipe.task.options.smooth`` may be at most."""
+SMOOTH = 1e-5
+"""(pixels) Added to the numerator and the denominator of Dice, as by MONAI: a class in neither mask has loss 0."""
+LEAST_SMOOTH, MOST_SMOOTH = 1e-12, 1000
+"""What ``recipe.task.options.smooth`` may be: with far less float32 has no slope but NaN."""
+OF_ANY_HEAD = ("neighbours", "smooth")
+"""Options that are of the answer and of the loss, whatever model learns it."""
 
 
 class Segmentation(base.Task):
@@ -33,7 +36,7 @@ class Segmentation(base.Task):
     """
 
     primary = "dice"
-    known_options: ClassVar[tuple[str, ...]] = ("neighbours", "passes", "smooth")
+    known_options: ClassVar[tuple[str, ...]] = (*OF_ANY_HEAD, "passes")
     partial_labels: ClassVar[bool] = True
     pseudo_labels: ClassVar[bool] = True
 
@@ -93,16 +96,13 @@ class Segmentation(base.Task):
         elif "passes" in settings.options and settings.prompt != "auto":
             found.append("recipe.task.options.passes: only prompt = 'auto' reads it; leave it out")
         smooth = settings.options.get("smooth", SMOOTH)
-        if isinstance(smooth, bool) or not 0 < self._smooth <= MOST_SMOOTH:
-            found.append(
-                f"recipe.task.options.smooth = {smooth!r}: give a number of pixels above 0, {MOST_SMOOTH} at most"
-            )
+        if isinstance(smooth, bool) or not LEAST_SMOOTH <= self._smooth <= MOST_SMOOTH:
+            most = f"from {LEAST_SMOOTH:g} to {MOST_SMOOTH}"
+            found.append(f"recipe.task.options.smooth = {smooth!r}: give a number of pixels {most}")
         share = settings.options.get("neighbours", 0.0)
-        if share != self.neighbours or not 0 <= self.neighbours <= across_slices.MOST:
-            found.append(
-                f"recipe.task.options.neighbours = {share!r}: give the share of each neighbouring slice, from 0 to "
-                f"{across_slices.MOST:.2f}"
-            )
+        if isinstance(share, bool) or share != self.neighbours or not 0 <= self.neighbours <= across_slices.MOST:
+            wanted = "give the share of each neighbouring slice, from 0 to a third"
+            found.append(f"recipe.task.options.neighbours = {share!r}: {wanted}")
         elif share and (settings.oracle or self.recipe.data.depth):
             reason = "data.depth sees whole volumes" if self.recipe.data.depth else "boxes and points are of one slice"
             found.append(f"recipe.task.options.neighbours = {share!r}: {reason}; leave it out")
@@ -229,9 +229,9 @@ def dice_loss(
     images of a batch count as one, class by class, over those that have the class labelled: a slice without a class
     then teaches that the class is not there, which its own Dice hardly does. Pixels that are not ``sure`` are in none.
 
-    ``smooth`` is added to the numerator and the denominator. Of a class in no mask the loss is 1 until as little of it
-    is predicted: with 1e-5 training drives probabilities down to that, suddenly and late, at the cost of the classes
-    that are there; with 1, one pixel, it has a slope from the start.
+    ``smooth`` is added to the numerator and the denominator. Of a class in no mask the loss is 1, almost without a
+    slope, until no more than ``smooth`` is predicted of it. Long training comes to 1e-5, suddenly, and predicts less of
+    the classes that are there from then on; with one pixel it does from the start. With 1e-12 it stays without a slope.
 
     Shapes: logits (B, K, h, w), target (B, h, w) of class numbers, weights (K,), labelled (B, K), sure (B, h, w); a
         scalar. Volumes have a further side. Units: ``smooth`` in pixels.

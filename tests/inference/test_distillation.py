@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from fedvfm.config import schema
 from fedvfm.inference import distillation, export, images, student_training
 from fedvfm.model import adapted_model
 from fedvfm.state import state
+from fedvfm.tasks import metrics
 from tests.data import dicom_writer as writer
 from tests.inference.conftest import Saver
 
@@ -62,6 +64,32 @@ def test_a_student_comes_near_its_teacher(
     assert again["fingerprint"] == made["fingerprint"]
     told = fedvfm.predict(tmp_path / "out", pictures, tmp_path / "predicted")
     assert len(told["inputs"]) == 10
+
+
+def test_a_student_answers_slices_as_its_teacher_does(saved: Saver, tiny_dino: Path, tmp_path: Path) -> None:
+    """Mixed with their neighbours, in its own scores too: those of the volumes that predict writes."""
+    task = {"kind": "segmentation", "options": {"neighbours": 0.3, "smooth": 1e-9}}
+    model = fedvfm.load_adapter(saved(task))
+    recipe = distillation.recipe_of(model.recipe, str(tiny_dino), TINY, 1, 0)
+    assert dict(recipe.task.options) == {"neighbours": 0.3, "smooth": 1e-9}
+    values = np.random.default_rng(0).normal(100, 40, (20, 24, 6)).astype(np.float32)
+    labels = (np.random.default_rng(1).random(values.shape) * 3).astype(np.uint8)
+    image = tmp_path / "own" / "imagesTr" / "a_0000.nii.gz"
+    for path, array in ((image, values), (tmp_path / "own" / "labelsTr" / "a.nii.gz", labels)):
+        path.parent.mkdir(parents=True)
+        nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)
+    classes = {name: number for number, name in enumerate(model.recipe.data.class_names)}
+    settings = {"channel_names": {"0": "MR"}, "labels": classes, "numTraining": 1}
+    (tmp_path / "own" / "dataset.json").write_text(json.dumps(settings))
+    source = distillation._labelled(tmp_path / "own", model)
+    scored = distillation._scored(source, model)
+    fedvfm.predict(saved(task), image, tmp_path / "out")
+    (written,) = (tmp_path / "out").glob("*.nii.gz")
+    given = np.asanyarray(nibabel.load(written).dataobj)
+    names = model.recipe.data.class_names
+    expected = metrics.SegmentationScores(names)
+    expected.add("a", given.astype(np.int64), labels.astype(np.int64), (1.0, 1.0, 1.0))
+    assert scored["dice"] == pytest.approx(expected.value()["dice"])
 
 
 def test_licences_join_and_private_teachers_are_named(

@@ -124,6 +124,27 @@ def test_the_loss_and_its_gradient_are_those_of_monai_to_the_last_bit(
         assert torch.equal(*gradients)
 
 
+@pytest.mark.parametrize("dice", ["image", "batch"])
+def test_smoothing_decides_what_a_class_in_no_mask_teaches(dice: str) -> None:
+    """With next to nothing only the classes that are there have a slope; with pixels the absent one is pushed down."""
+    slopes = {}
+    for smooth in (1e-12, 1.0):
+        task = make(classes=3, ce_weight=0.0, dice_weight=1.0, dice=dice, options={"smooth": smooth})
+        logits = torch.randn(2, 3, 6, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        target = torch.randint(0, 2, (2, 6, 5), generator=torch.Generator().manual_seed(2))
+        task.loss(logits, target).backward()  # type: ignore[no-untyped-call]
+        slopes[smooth] = logits.grad
+        again = logits.detach().requires_grad_()
+        inside, there = again.softmax(dim=1)[:, 1], (target == 1).float()
+        over = (0, 1, 2) if dice == "batch" else (1, 2)
+        loss = 1 - 2 * (inside * there).sum(dim=over) / (inside + there).sum(dim=over)
+        (0.5 * loss.mean()).backward()
+        slopes[f"there {smooth}"] = again.grad
+    torch.testing.assert_close(slopes[1e-12], slopes["there 1e-12"], rtol=1e-5, atol=1e-8)
+    pushed: Any = slopes[1.0] - slopes["there 1.0"]
+    assert float(pushed[:, 2].min()) > 0
+
+
 def test_class_weights_in_classification() -> None:
     generator = torch.Generator().manual_seed(4)
     logits, target = torch.randn(7, 3, generator=generator), torch.randint(0, 3, (7,), generator=generator)
