@@ -11,7 +11,7 @@
 # 30 % the net benefit is 0.002 in place of 0.243, at 50 % it is -0.340 in place of 0.155; treating everyone has 0.151
 # and -0.189. The model that does worse than everybody or nobody is the one that a hospital would drop.
 #
-# Sources: docstring of `dca`; net benefit with censoring as in doi:10.1186/1472-6947-8-53, computed here without dcurves.
+# Sources: docstring of `dca`; net benefit with censoring as in doi:10.1186/1472-6947-8-53, here without dcurves.
 # Needs Python 3.11 and a network for pip. Exits 1 if the behaviour changes.
 set -euo pipefail
 work=$(mktemp -d)

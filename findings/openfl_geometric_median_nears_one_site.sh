@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # OpenFL's GeometricMedian does not come to the geometric median, but moves towards the update of one site.
 #
-# The geometric median is the point with the least weighted sum of distances to the sites' updates. Weiszfeld's algorithm
+# The geometric median has the least weighted sum of distances to the sites' updates. Weiszfeld's algorithm
 # (named in the docstring; RFA, Pillutla et al., doi:10.1109/TSP.2022.3153135, algorithm 1) divides the weights of the
 # sites by the present distances in each iteration. OpenFL divides the weights of the iteration before: the distances
 # multiply, and the site that lay nearest to the mean at first outweighs all others. With four iterations, as it is
