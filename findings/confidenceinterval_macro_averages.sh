@@ -66,7 +66,8 @@ for title, counts in (("balanced", BALANCED), ("rare", RARE)):
         own, delta, drawn = theirs(counts, name), delta_method(counts, name), macro(draws, name).std()
         ratio[title, name] = own / delta
         covered = 2 * norm.cdf(Z * own / delta) - 1
-        print(f"{title:8} {name:9} theirs {own:.4f}, delta {delta:.4f}, drawn {drawn:.4f}; holds the truth {covered:.0%}")
+        errors = f"theirs {own:.4f}, delta {delta:.4f}, drawn {drawn:.4f}"
+        print(f"{title:8} {name:9} {errors}; holds the truth {covered:.0%}")
         assert abs(drawn / delta - 1) < 0.1
 perfect = theirs(RIGHT, "F1")
 print(f"900 of 900 right: F1 1, interval {1 - Z * perfect:.3f} to {1 + Z * perfect:.3f}")

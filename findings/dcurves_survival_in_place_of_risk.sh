@@ -41,9 +41,8 @@ survival = cox.predict_survival_function(patients, times=[TIME]).to_numpy()[0]
 
 
 def curve(column, **options):
-    table = dca(
-        patients.assign(risk=1 - survival), "event", [column], THRESHOLDS, time=TIME, time_to_outcome_col="time", **options
-    )
+    data = patients.assign(risk=1 - survival)
+    table = dca(data, "event", [column], THRESHOLDS, time=TIME, time_to_outcome_col="time", **options)
     return table[table["model"] == column]["net_benefit"].to_numpy()
 
 
