@@ -76,7 +76,7 @@ def test_it_begins_as_the_model_of_the_middle_slice_and_learns_from_its_neighbou
     single.write(single.initial())
     pixels, middle = normalised(chosen, stacks), normalised(chosen, stacks[:, 1:2].expand(-1, 3, -1, -1))
     with torch.no_grad():
-        torch.testing.assert_close(model(pixels), single(middle), rtol=1e-4, atol=1e-4)
+        assert_near(model(pixels), single(middle))
     model.train()
     model = moved(chosen)
     assert (model.backbone.slices, model.backbone.joined, model.frozen_blocks) == (3, 3, 1)
@@ -93,8 +93,13 @@ def test_it_begins_as_the_model_of_the_middle_slice_and_learns_from_its_neighbou
     with torch.no_grad():
         whole, prefix = model(pixels), model.frozen_prefix(pixels)
         assert len(prefix.hidden) == 6
-        torch.testing.assert_close(model(pixels, prefix), whole, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(model(pixels[:1]), whole[:1], rtol=1e-4, atol=1e-4)
+        assert_near(model(pixels, prefix), whole)
+        assert_near(model(pixels[:1]), whole[:1])
+
+
+def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """To rounding of float32, which is of the largest logit: a small one is a difference of large ones."""
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_depth_with_automatic_prompts_file_and_export(sam_folders: dict[str, Path], tmp_path: Path) -> None:
