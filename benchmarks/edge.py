@@ -139,7 +139,7 @@ def kinds(
     """Each kind by its name, made where it is not there; None for 8 bits where the export is refused."""
     adapter, pictures = run / "adapter", work / "images"
     if not pictures.exists():
-        images(read(run), pictures)
+        images(sam_hippocampus.read(run), pictures)
     teacher = Kind.of_adapter(adapter)
     yield TORCH, teacher
     graphs: dict[str, dict[str, Any]] = {ONNX: {}, INT8: {"int8": True, "calibrate": pictures}}
@@ -160,14 +160,9 @@ def kinds(
         yield name, Kind.of_adapter(folder)
 
 
-def read(run: Path) -> schema.Experiment:
-    """The experiment of a run."""
-    return schema.parse(schema.Experiment, json.loads((run / "experiment.json").read_text()), "experiment")
-
-
 def measured(run: Path, asked: Any) -> dict[str, Any]:
     """What a run is, and a row of figures for each kind."""
-    what = read(run)
+    what = sam_hippocampus.read(run)
     fingerprint = json.loads((run / "adapter" / export.ABOUT).read_text())["fingerprint"]
     work = asked.output / fingerprint[:12]
     chosen = asked.student or (["unet"] if what.recipe.backbone.name == "litemedsam" else ["litemedsam", "unet"])

@@ -167,8 +167,12 @@ def neighbours(folder: Path) -> dict[str, float]:
 
 def finished(folder: Path) -> tuple[adapted_model.AdaptedModel, Sequence[Any]]:
     """A run's adapter, and its hospitals."""
-    what = schema.parse(schema.Experiment, json.loads((folder / "experiment.json").read_text()), "experiment")
-    return export.load_adapter(folder / "adapter"), experiment.hospitals(what)
+    return export.load_adapter(folder / "adapter"), experiment.hospitals(read(folder))
+
+
+def read(folder: Path) -> schema.Experiment:
+    """The experiment of a run."""
+    return schema.parse(schema.Experiment, json.loads((folder / "experiment.json").read_text()), "experiment")
 
 
 def another(model: adapted_model.AdaptedModel, **task: Any) -> adapted_model.AdaptedModel:
