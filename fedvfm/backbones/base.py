@@ -119,6 +119,8 @@ class Backbone(nn.Module):
         slices: how many slices of a volume it is given of each sample, which meet in depth branches; their middle is
             the sample. 1 where an image is a sample.
         joined: blocks behind which the middle slice goes on alone.
+        behind: 1 where a neck follows the blocks that counts as one more in a prefix: it is computed once where it is
+            frozen too; 0 where there is none or a head sees what enters it.
         words: what joins its images with the recipe's sentences (:mod:`fedvfm.backbones.towers`); None without words.
     """
 
@@ -142,6 +144,7 @@ class Backbone(nn.Module):
     stock_differs: str = ""
     slices: int = 1
     joined: int = 0
+    behind: int = 0
     words: Any
 
     def __init__(self) -> None:

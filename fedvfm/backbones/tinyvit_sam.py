@@ -81,6 +81,7 @@ class TinyVitSam(sam.SegmentAnything):
     """
 
     stock_differs = "transformers has no SAM with a TinyViT encoder"
+    behind = 1
 
     def __init__(self, name: str, model: LightSam, sha256: str, *, checkpointing: bool = False) -> None:
         promptable.Promptable.__init__(self, name, model, sha256, checkpointing=checkpointing)
@@ -141,15 +142,22 @@ class TinyVitSam(sam.SegmentAnything):
     ) -> base.Features:
         """See base. The pooled vector is the mean of the grid."""
         prefix = prefix or self.prefix(pixels, 0, taps)
-        rest = self.advanced(prefix, self.depth, ())
-        embedding = self.neck(rest.hidden)
+        embedding = self._necked(prefix).hidden
         size = pixels.shape[-2:]
         masks = self._masks(lambda given: self.decode(embedding, {}, given, size), prompts, embedding, size)
         return base.Features(pixels, (embedding,) * len(taps), embedding.mean(dim=(2, 3)), masks)
 
     def prefix(self, pixels: Tensor, stop: int, taps: Sequence[int]) -> base.Prefix:
         """See base."""
-        return self._walk(self._embed(pixels), range(stop), ())
+        found = self._walk(self._embed(pixels), range(min(stop, self.depth)), ())
+        return self._necked(found) if stop > self.depth else found
+
+    def _necked(self, prefix: base.Prefix) -> base.Prefix:
+        """With the blocks that are left and the neck done: hidden is the image embedding (B, C, h, w)."""
+        if prefix.stop > self.depth:
+            return prefix
+        rest = self.advanced(prefix, self.depth, ())
+        return base.Prefix(self.depth + self.behind, self.neck(rest.hidden), {})
 
     def _embed(self, pixels: Tensor) -> Tensor:
         encoder: Any = self.model.vision_encoder

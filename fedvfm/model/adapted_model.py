@@ -346,12 +346,16 @@ class AdaptedModel(nn.Module):
         return wired
 
     def _count_frozen(self) -> int:
-        """How many leading blocks no trainable parameter touches; 0 where something before them trains."""
+        """How many leading blocks, and the neck behind them, no trainable parameter touches.
+
+        0 where something before them trains.
+        """
         names = list(self.injected.parameters)
         if any(not name.startswith(("block.", "final_norm.", "neck.", "decoder.", "prompt.")) for name in names):
             return 0
         blocks = [int(name.split(".")[1]) for name in names if name.startswith("block.")]
-        return min(blocks, default=self.backbone.depth)
+        touched = any(name.startswith(("final_norm.", "neck.")) for name in names)
+        return min(blocks, default=self.backbone.depth + (0 if touched else self.backbone.behind))
 
     def initial(self) -> state.AdapterState:
         """The adapter of round 0, seeded by the recipe."""

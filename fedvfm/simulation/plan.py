@@ -256,7 +256,7 @@ def _cheap(what: schema.Experiment, model: adapted_model.AdaptedModel, memory: b
         return []
     epochs, a_round = what.recipe.rounds * what.recipe.optimiser.local_epochs, what.recipe.optimiser.local_epochs
     first, depth, frozen = min(views, epochs), model.backbone.depth, model.frozen_blocks
-    rest = f"the last {depth - frozen}" if depth > frozen else "head and decoder"
+    rest = f"the last {depth - frozen}" if frozen < depth else "head and decoder"
     told = [
         f"epochs 1 to {first} of {epochs} (rounds 1 to {-(-first // a_round)}) see each view for the first time and "
         f"compute all {depth} blocks" + (f"; later epochs compute only {rest}" if epochs > first else "")

@@ -155,9 +155,29 @@ def test_prefix_and_suffix_are_the_whole(sam_folders: dict[str, Path]) -> None:
     image = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(5))
     whole = backbone.features(image, backbone.taps(2))
     assert (whole.masks.shape, whole.grids[0].shape) == ((2, 4, 16, 24), (2, 16, 4, 6))
-    for stop in range(backbone.depth + 1):
+    for stop in range(backbone.depth + 2):
         parts = backbone.features(image, backbone.taps(2), backbone.prefix(image, stop, backbone.taps(2)))
         assert torch.equal(parts.masks, whole.masks), stop
+    with_neck = backbone.prefix(image, backbone.depth + 1, backbone.taps(2))
+    assert torch.equal(with_neck.hidden, whole.grids[0]), "nothing of the encoder is left to compute"
+
+
+def test_the_neck_is_computed_once_where_no_block_trains(sam_folders: dict[str, Path]) -> None:
+    def frozen(**adapter: Any) -> int:
+        values = {
+            "backbone": {"name": str(sam_folders["tinyvit"])},
+            "adapter": adapter,
+            "task": {"head": "sam-masks"},
+            "data": {"class_names": ["rest", "cell"], "input_size": [64, 64]},
+        }
+        recipe = schema.parse(schema.Recipe, values, "recipe")
+        return adapted_model.AdaptedModel(recipe, with_weights=False).frozen_blocks
+
+    depth = sum(light_sam.DEPTHS[1:])
+    assert frozen(kind="head-only") == depth + 1
+    assert frozen(kind="head-only", parts=["decoder"]) == depth + 1
+    assert frozen(kind="lora", layers=[depth - 1]) == depth - 1
+    assert frozen(kind="full", parts=[]) == 0
 
 
 def test_checkpointing_computes_the_same(sam_folders: dict[str, Path]) -> None:

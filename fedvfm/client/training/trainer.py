@@ -235,7 +235,7 @@ def _optimiser(
     if settings.name == "sgd":
         momentum = 0.0 if settings.control_variates else 0.9
         return torch.optim.SGD(groups, momentum=momentum, weight_decay=settings.weight_decay)
-    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
 
 
 def _set_rates(optimiser: torch.optim.Optimizer, settings: schema.OptimiserConfig, share: float) -> None:
