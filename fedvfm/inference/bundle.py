@@ -267,7 +267,7 @@ def _card(model: adapted_model.AdaptedModel) -> str:
         "",
         "## What goes in",
         "",
-        *delivery.what_goes_in(model)[:-1],
+        *delivery.what_is_prepared(model),
     ]
     return "\n".join(lines) + "\n"
 

@@ -277,45 +277,55 @@ def table_lines(model: adapted_model.AdaptedModel) -> list[str]:
 
 
 def what_goes_in(model: adapted_model.AdaptedModel) -> list[str]:
-    """Lines of a card: how an image is prepared, the classes, and last how values are normalised."""
-    contract = model.recipe.data
+    """Lines of a card, for who normalises too: how an image is prepared, the classes, and how values are normalised."""
+    return [*what_is_prepared(model), normalisation_line(model)]
+
+
+def what_is_prepared(model: adapted_model.AdaptedModel) -> list[str]:
+    """Lines of a card, for what normalises by itself: how an image is prepared, and the classes."""
+    contract, share = model.recipe.data, model.task.neighbours
     size, each = " x ".join(map(str, contract.patch_size)), "volume" if contract.depth else "image"
-    steps = {
-        "none": "values of the format's full scale to [0, 1]",
-        "percentile": f"the 0.5th and 99.5th percentile of each {each} to 0 and 1, the rest cut",
-        "polarity": f"the 0.5th and 99.5th percentile of each {each} to 0 and 1, the rest cut; {each}s with a median "
-        "over 0.5 inverted",
-    }
-    shown = steps[contract.intensity]
+    names = _OUTPUTS.get(model.recipe.target.kind, "classes, in the order of the output")
+    lines = [f"- {names}: {', '.join(contract.class_names)}"]
+    if contract.stack > 1:
+        lines.append("- channels: each slice between its two neighbours")
+    elif contract.channels:
+        lines.append(f"- channels, in this order: {', '.join(contract.channels)}")
+    if model.recipe.words is not None:
+        lines.append(f"- sentences: {model.recipe.words.describe(contract.class_names)}")
+    lines.append(
+        f"- input size: {size}{' (slices, height, width of whole volumes)' if contract.depth else ''}"
+        + (" (every image resized to it)" if contract.fit == "resize" else " (windows at the image's own scale)")
+    )
+    if contract.depth:
+        wanted = " x ".join(f"{side:g}" for side in contract.spacing)
+        voxels = f"voxels resampled to {wanted} mm" if wanted else "voxels keep their size"
+        lines.append(f"- axes: {_AXES[contract.plane]}; {voxels}")
+    shown = _INTENSITIES[contract.intensity].format(each=each)
     if contract.limits is not None:
         shown = "from {:g} to {:g} in the file's units to [0, 1], the rest cut".format(*contract.limits)
-    lines = [
-        f"- {_OUTPUTS.get(model.recipe.target.kind, 'classes, in the order of the output')}: "
-        + ", ".join(contract.class_names),
-        f"- input size: {size}{' (slices, height, width of whole volumes)' if contract.depth else ''}"
-        + (" (every image resized to it)" if contract.fit == "resize" else " (windows at the image's own scale)"),
-        f"- intensity: {shown}" + ("; colour becomes luminance first" if contract.grey else ""),
-        f"- then normalised with mean {list(contract.mean)} and standard deviation {list(contract.std)}",
-    ]
-    if model.recipe.words is not None:
-        lines.insert(1, f"- sentences: {model.recipe.words.describe(contract.class_names)}")
-    if contract.depth:
-        wanted = " x ".join(f"{size:g}" for size in contract.spacing)
-        voxels = f"voxels resampled to {wanted} mm" if wanted else "voxels keep their size"
-        lines.insert(2, f"- axes: {_AXES[contract.plane]}; {voxels}")
-    if contract.stack > 1:
-        lines.insert(1, "- channels: each slice between its two neighbours")
-    elif contract.channels:
-        lines.insert(1, f"- channels, in this order: {', '.join(contract.channels)}")
-    if share := model.task.neighbours:
-        lines.insert(
-            -1,
+    lines.append(f"- intensity: {shown}" + ("; colour becomes luminance first" if contract.grey else ""))
+    if share:
+        lines.append(
             f"- afterwards, in volumes: a slice's logits times {1 - 2 * share:g} and each neighbour's times {share:g}, "
-            "at the ends its own in place of one that is not there; `fedvfm predict` does so itself",
+            "at the ends its own in place of one that is not there; `fedvfm predict` does so itself"
         )
     return lines
 
 
+def normalisation_line(model: adapted_model.AdaptedModel) -> str:
+    """The line of a card on how prepared values are normalised."""
+    contract = model.recipe.data
+    return f"- then normalised with mean {list(contract.mean)} and standard deviation {list(contract.std)}"
+
+
+_INTENSITIES = {
+    "none": "values of the format's full scale to [0, 1]",
+    "percentile": "the 0.5th and 99.5th percentile of each {each} to 0 and 1, the rest cut",
+    "polarity": "the 0.5th and 99.5th percentile of each {each} to 0 and 1, the rest cut; {each}s with a median over "
+    "0.5 inverted",
+}
+"""How values are brought to [0, 1] -> what a card says of it."""
 _AXES = {
     "axial": "slices from feet to head, rows from front to back, columns from the patient's right to left",
     "coronal": "slices from back to front, rows from head to feet, columns from the patient's right to left",

@@ -335,7 +335,7 @@ def card(model: adapted_model.AdaptedModel, usage: Sequence[str], facts: Sequenc
         "",
         "## What goes in",
         "",
-        *delivery.what_goes_in(model)[:-1],
+        *delivery.what_is_prepared(model),
         "",
         "## Where it comes from",
         "",

@@ -23,7 +23,7 @@ from fedvfm.config import schema
 from fedvfm.data import formats
 from fedvfm.data import sample as samples
 from fedvfm.data.volumes import nifti, slices
-from fedvfm.inference import bundle, export, graph, predict
+from fedvfm.inference import bundle, delivery, export, graph, predict
 from fedvfm.model import feature_cache, sliding_window
 
 Saver = Callable[..., Path]
@@ -254,6 +254,8 @@ def test_slices_are_mixed_with_their_neighbours_as_the_recipe_says(saved: Saver,
     for card in (graph.card(model, [], []), bundle._card(model)):  # of networks that normalise, and do not mix
         assert note in card.splitlines()
         assert "then normalised" not in card
+    assert [*delivery.what_is_prepared(model), delivery.normalisation_line(model)] == delivery.what_goes_in(model)
+    assert "then normalised" in delivery.normalisation_line(model)
 
 
 @pytest.mark.parametrize("contract", [{"plane": "coronal"}, {"stack": 3}, {"window": [150.0, 400.0]}], ids=str)
