@@ -18,6 +18,7 @@ from typing import Any
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.supercore.exit import add_exit_handler
+from flwr.supercore.inflatable import inflatable_object as trees
 from flwr.supercore.inflatable import inflatable_utils as parts
 from flwr.supercore.run import RunNotRunningException
 from flwr.supernode import main as nodes
@@ -29,6 +30,10 @@ STALL_S = 30.0
 """How long no part of a message may come: the coordinator puts them on its own machine's SuperLink within seconds."""
 FROZEN_S = 5.0
 """A question for a part that takes longer was asked of an end that stood still: that time says nothing of the part."""
+HAND_OVER_S = 60.0
+"""How long no part of a reply may come: as long as Flower takes an executor without a heartbeat for present."""
+LOOK_S = 1.0
+"""What one look for a part counts at most: longer ones were those of a machine that stood still."""
 LOST = Error(ErrorCode.MESSAGE_UNAVAILABLE, "parts of the message did not come")
 """The reply to a message that is given up: the coordinator asks again, where it is still there."""
 PART_S = 0.05
@@ -97,6 +102,10 @@ class Losses:
     And a message that was given up when it was whole, because its receipt could not be told, may be answered all the
     same. Flower's loop would send that answer in place of the next message's, and be one behind from then on; here it
     goes on sending until the message that it took is answered.
+
+    And a reply of which the parts come no more is given up: an executor whose task ended after the head of its reply
+    was there (its machine stood still) may hand over none of them, and Flower would wait for them as long as the node
+    runs (``_push_messages``, ``yield_object_contents``). The coordinator takes such a reply for lost, and asks again.
     """
 
     def __init__(self) -> None:
@@ -145,8 +154,9 @@ class Losses:
         """Flower's sending of the replies that are there, until that to the message that was taken is among them."""
 
         @functools.wraps(push)
-        def pushed(*, send: Callable[..., Any], **named: Any) -> None:
+        def pushed(*, send: Callable[..., Any], object_store: Any, **named: Any) -> None:
             answered: set[str] = set()
+            named["object_store"] = _HandedOver(object_store)
 
             def noted(reply: Message, *rest: Any) -> Any:
                 answered.add(reply.metadata.reply_to_message_id)
@@ -157,6 +167,46 @@ class Losses:
                 push(send=noted, **named)
 
         return pushed
+
+
+class _HandedOver:
+    """An object store whose missing parts of a reply are asked for until none came for :data:`HAND_OVER_S`.
+
+    Parts come in any order, so all of the reply are counted, once at the end of that time.
+    """
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self._parts: list[str] = []
+        self._there, self._waited, self._looked = 0, 0.0, time.monotonic()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def get_object_tree(self, object_id: str) -> Any:
+        """What a reply is made of, which is sent from now on."""
+        tree = self._store.get_object_tree(object_id)
+        self._parts = [one.object_id for one in trees.iterate_object_tree(tree)]
+        self._there, self._waited = 0, 0.0
+        return tree
+
+    def get(self, object_id: str) -> bytes | None:
+        """A part; nothing where it is not there yet.
+
+        Raises:
+            ObjectPullError: if it can be said to come no more; Flower's loop logs it and goes on.
+        """
+        found: bytes | None = self._store.get(object_id)
+        now = time.monotonic()
+        self._waited = self._waited + min(LOOK_S, now - self._looked) if found == b"" else 0.0
+        self._looked = now
+        if self._waited > HAND_OVER_S:
+            there = sum(self._store.get(part) != b"" for part in self._parts)
+            if there <= self._there:
+                why = f"the executor handed over no part of its reply for {HAND_OVER_S:g} s"
+                raise parts.ObjectPullError(object_id, why)
+            self._there, self._waited = there, 0.0
+        return found
 
 
 class _Coming:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -109,7 +111,7 @@ class SuperLink:
     def send_reply(self, message: Message, tree: Any, seconds: float) -> tuple[set[str], str]:
         self.replies.append((message.metadata.run_id, message.metadata.reply_to_message_id))
         self.errors.extend([message.error.code] if message.has_error() else [])
-        return set(), "session"
+        return {one.object_id for one in trees.iterate_object_tree(tree)}, "session"
 
 
 class SuperNode:
@@ -255,6 +257,63 @@ def test_the_answer_to_a_message_that_was_given_up_takes_no_others_place(
     node.push()
     assert link.replies == [(1, given_up), (2, asked)]
     assert answered == [1, 2]
+
+
+def test_a_reply_whose_parts_come_no_more_is_given_up(
+    node: SuperNode, link: SuperLink, answered: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that stood still ended the task between the head of the reply and its parts; the executor runs on."""
+    losses, loop, store = flower_node.Losses(), vars(start_client_internal), node.state.store_message_and_object_tree
+    monkeypatch.setitem(loop, "_pull_and_store_message", losses.telling(loop["_pull_and_store_message"]))
+    monkeypatch.setitem(loop, "_push_messages", losses.answering(loop["_push_messages"]))
+    monkeypatch.setattr(flower_node, "HAND_OVER_S", 1.0)
+
+    def cut_off(*given: Any) -> Any:
+        stored = store(*given)
+        for record in node.state.task_token_store.values():  # type: ignore[attr-defined]
+            record.active_until = datetime.datetime.min.replace(tzinfo=datetime.UTC)
+        return stored
+
+    node.state.store_message_and_object_tree = cut_off  # type: ignore[method-assign]
+    cut = link.send(1)
+    assert node.pull() == 1
+    sending = threading.Thread(target=node.push, daemon=True)  # Flower's own never ends
+    sending.start()
+    sending.join(PATIENCE_S)
+    assert not sending.is_alive()
+    assert len(node.store) == 0
+    node.state.store_message_and_object_tree = store  # type: ignore[method-assign]
+    asked = link.send(1)  # again: the coordinator took the reply for lost
+    assert node.pull() == 1
+    node.push()
+    assert (link.replies, link.errors, answered) == ([(1, cut), (1, asked)], [], [1, 1])
+    assert len(node.store) == 0
+
+
+def test_parts_that_come_slowly_or_in_another_order_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(flower_node.time, "monotonic", lambda: now[0])
+    tree = ObjectTree(object_id="c", children=[ObjectTree(object_id="a"), ObjectTree(object_id="b")])
+    contents = {"a": b"", "b": b"", "c": b""}
+    store: Any = types.SimpleNamespace(get=contents.get, get_object_tree=lambda key: tree)
+    handed = flower_node._HandedOver(store)
+
+    def look(key: str, seconds: int) -> None:
+        for _ in range(2 * seconds):
+            now[0] += 0.5
+            assert handed.get(key) == b""
+
+    handed.get_object_tree("c")
+    look("a", 59)
+    now[0] += 3600.0  # the machine stood still
+    assert handed.get("a") == b""
+    contents["b"] = b"1"
+    look("a", 59)
+    contents["a"] = b"1"
+    assert handed.get("a") == b"1"
+    look("c", 59)
+    with pytest.raises(parts.ObjectPullError, match="handed over no part of its reply for 60 s"):
+        look("c", 130)
 
 
 def test_a_slow_line_loses_no_message(
