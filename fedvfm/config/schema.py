@@ -84,7 +84,11 @@ _names = base.names
 
 
 def _later(default: Any, **limits: Any) -> Any:
-    """A key that came later: written only where it is not the default, so that recipes before it keep their bytes."""
+    """A key that came later: written only where it is not the default, so that recipes before it keep their bytes.
+
+    Such a default never changes: in approved recipes that lack the key it would change what is trained under the same
+    hash. ``tests/trust/test_signed_bytes.py`` holds them all.
+    """
     return Field(default, exclude_if=functools.partial(operator.eq, default), **limits)
 
 
@@ -614,7 +618,8 @@ class Recipe(Strict):
     @functools.cached_property
     def hash(self) -> str:
         """sha256 of the canonical JSON of every resolved value; computed once of each recipe, and anew of a copy."""
-        # A recipe that starts from nothing, or has no mechanism, is named as before there was such a key.
+        # A recipe that starts from nothing, or has no mechanism, is named as before there was such a key. What is left
+        # out here has one value for ever, whatever the default of the key; of all other keys see _later.
         left_out: dict[str, Any] = {"start": True} if self.start is None else {}
         left_out |= {"privacy": True} if self.privacy == privacy_config.NONE else {}
         left_out |= {"codec": True} if self.codec == "fp32" else {}

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import datetime
 import json
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
+from pydantic_core import to_jsonable_python
 
 from fedvfm.config import schema
 from fedvfm.simulation import experiment
 from fedvfm.trust import approvals, invites, locked_recipe, requests, roster, signed_documents
 
 GOLDEN = Path(__file__).parent / "golden_signed_bytes.json"
+LEFT_OUT = Path(__file__).parent / "golden_left_out.json"
+"""Key of a recipe that is written only where it has another value -> what it means where it is not written."""
 NOW = datetime.datetime(2026, 11, 3, 12, tzinfo=datetime.UTC)
 KEY = "ecdsa-sha2-nistp384 " + "A" * 160
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -95,3 +101,39 @@ def test_a_locked_recipe_written_before_opens_and_is_written_again_as_it_was(nam
     opened = signed_documents.parse(text.encode(), locked_recipe.LockedRecipe, "locked recipe")
     assert signed_documents.to_text(opened) == text
     assert opened == make_lock(**VARIANTS[name]).model_copy(update={"version": "0.1.0"})
+
+
+def left_out(model: type[pydantic.BaseModel]) -> dict[str, Any]:
+    """What is meant by each key that may be left out of a recipe's bytes, here and in all that is inside."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if field.exclude_if is not None:
+            meant = field.get_default(call_default_factory=True)
+            assert field.exclude_if(meant), f"{name}: its default is written, and something else is left out"
+            found[f"{model.__name__}.{name}"] = to_jsonable_python(meant)
+        for inner in models_in(field.annotation):
+            found |= left_out(inner)
+    return found
+
+
+def models_in(hint: Any) -> Iterator[type[pydantic.BaseModel]]:
+    if isinstance(hint, type) and issubclass(hint, pydantic.BaseModel):
+        yield hint
+    for one in typing.get_args(hint):
+        yield from models_in(one)
+
+
+def test_a_key_that_is_left_out_means_what_it_ever_meant() -> None:
+    """Another default would train otherwise what was approved under the same hash. A new key is added to the file."""
+    assert left_out(schema.Recipe) == json.loads(LEFT_OUT.read_text())
+
+
+def test_a_default_that_is_left_out_and_its_value_in_words_are_one_recipe() -> None:
+    base = schema.read_toml(experiment.bundled()["nuclei"])["recipe"]
+
+    def made(**personal: Any) -> schema.Recipe:
+        return schema.parse(schema.Recipe, {**base, "personal": {"kind": "ditto", **personal}}, "recipe")
+
+    assert made() == made(proximal=0.1)
+    assert made().hash == made(proximal=0.1).hash
+    assert len({made(proximal=value).hash for value in (0.0, 0.1, 0.1000001, 1.0)}) == 4
