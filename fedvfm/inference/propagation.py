@@ -7,8 +7,8 @@ with a margin (:data:`MARGIN`), is the prompt of the next slice, both ways. A bo
 than :data:`LEAST` pixels, hardly lies on that of the slice before (:data:`TOGETHER`), is of quite another size
 (:data:`CHANGE`), or the steps that were asked for are over; the slice where it ends so keeps nothing of it. Where one
 object was drawn on two slices, nothing is followed between them: its box there lies between the two (:data:`APART`).
- A model that was only shown boxes of what is there draws
-something in every box: without a limit it may follow an object beyond its end.
+A model that was only shown boxes of what is there draws something in every box: without a limit it may follow an object
+beyond its end.
 """
 
 from __future__ import annotations
@@ -85,6 +85,10 @@ def follow(
         going = {place: _going(masks[place[0]] == place[1] + 1, own) for place, own in reached.items()}
         masks |= _without_ends(reached, going, masks)
         boxes |= {to: _joined(boxes[to], to, going, len(boxes[to])) for to in fresh}  # or an end would be drawn again
+        # An end may have taken pixels of what stays there, which is drawn as if it had never come.
+        ended = {to for (to, number), own in reached.items() if len(going[to, number]) < len(own)}
+        again = {to: boxes[to] for to in sorted(ended) if any(map(len, boxes[to]))}
+        masks |= draw(again) if again else {}
         boxes = {at: own for at, own in boxes.items() if at in given or any(map(len, own))}
         front = [(to, number, box, part) for (to, number), own in going.items() for box, part in own]
     return boxes, masks

@@ -149,6 +149,26 @@ def test_what_ended_does_not_come_back_with_another_class() -> None:
     np.testing.assert_array_equal(masks[2], labels[2])
 
 
+def test_what_ended_leaves_no_hole_in_another_class() -> None:
+    """A lesion of one slice in an organ: in its boxes beside that slice the model draws a stain, on the organ."""
+    organ, lesion = (slice(5, 55), slice(5, 55)), (slice(20, 32), slice(20, 32))
+
+    def draw(told: Mapping[int, Any]) -> dict[int, Any]:
+        masks = {}
+        for at, (of_lesion, of_organ) in told.items():
+            masks[at] = np.zeros((60, 60), dtype=np.uint8)
+            masks[at][organ] = 2 * bool(len(of_organ))
+            for left, top, *_ in np.asarray(of_lesion, dtype=int):
+                masks[at][lesion if at == 2 else (slice(top, top + 4), slice(left, left + 3))] = 1
+        return masks
+
+    found, masks = propagation.follow({2: (np.array([[20.0, 20, 31, 31]]), np.array([[5.0, 5, 54, 54]]))}, 6, 2, draw)
+    for at in (0, 1, 3, 4):
+        assert [len(listed) for listed in found[at]] == [0, 1]
+        assert (masks[at][organ] == 2).all(), at
+    assert (masks[2] == 1).sum() == 12 * 12
+
+
 def test_steps_bound_every_box_by_itself() -> None:
     labels = np.ones((30, 12, 12), dtype=np.uint8)
     given = {5: (np.array([[2.0, 2, 8, 8]]), NONE), 20: (NONE, np.array([[2.0, 2, 8, 8]]))}
