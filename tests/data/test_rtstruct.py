@@ -297,6 +297,16 @@ def test_contours_between_slices_and_gaps_are_noted(tmp_path: Path) -> None:
     assert source.notes_of(source.samples()[0]) == (dicom_rtstruct.BETWEEN, dicom_rtstruct.GAPS)
 
 
+@pytest.mark.parametrize("depths", [(1.024, 1.026), (0.976, 0.974), (0.99, 1.01), (1.0, 1.049)])
+def test_two_contours_of_one_plane_are_both_drawn(tmp_path: Path, depths: tuple[float, float]) -> None:
+    """Their millimetres were rounded, so that they lie a little apart, wherever that is beside the slice."""
+    rings = [(1, placed(ring, at)) for ring, at in zip((LIVER, KIDNEY), depths, strict=True)]
+    study(tmp_path, "a", [("liver", rings)])
+    source = make(tmp_path, class_names=["background", "liver"])
+    assert voxels(source) == {"image-0001": [63 + 20]}
+    assert source.notes_of(source.samples()[0]) == ()
+
+
 @pytest.mark.files("contours", "contours across the slices", "C.8.8.6.1", "refused")
 def test_contours_across_the_slices_are_refused(tmp_path: Path) -> None:
     points = placed(LIVER, 1) + np.array([[0, 0, 0], [0, 0, 0], [0, 0, 2.0], [0, 0, 2.0]])

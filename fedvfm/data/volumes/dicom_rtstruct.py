@@ -10,6 +10,8 @@ Sources: DICOM PS3.3, C.8.8.5 (Structure Set), C.8.8.6 (ROI Contour), C.8.8.8 (R
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,7 @@ BESIDE = 0.4
 NAMED = 0.5
 """The same of one that names its image."""
 SAME_PLANE = 0.05
+"""How far, in slices, contours of one plane may lie from the next of it: millimetres are rounded when written."""
 NOTED = 0.1
 FEWEST = 3
 """Planes that are needed to say that a structure was drawn on every second slice only."""
@@ -251,7 +254,7 @@ def _planes(where: str, closed: Sequence[Any], image: headers.Header) -> list[Pl
             "again"
         )
     slices = {(frame.uid, frame.number): at for at, frame in enumerate(image.frames)}
-    placed: dict[tuple[int, int], list[tuple[float, Any]]] = {}
+    placed: dict[int, list[tuple[float, Any]]] = {}
     try:
         depths = [float(_indices(_numbers(item, 3), image)[0, 2]) for item in closed]
         for depth, item in zip(depths, closed, strict=True):
@@ -262,13 +265,22 @@ def _planes(where: str, closed: Sequence[Any], image: headers.Header) -> list[Pl
                     f"{where}: contours lie between the slices of the images, or beyond them; bring the structure set "
                     "that was drawn on these images"
                 )
-            placed.setdefault((at, round((depth - at) / SAME_PLANE)), []).append((abs(depth - at), item))
+            placed.setdefault(at, []).append((depth - at, item))
     except dicom.BROKEN as error:
         raise dicom.damaged(where, error) from None
     return [
-        Plane(at, max(beside for beside, _ in members), tuple(item for _, item in members))
-        for (at, _), members in sorted(placed.items())
+        Plane(at, max(abs(beside) for beside, _ in members), tuple(item for _, item in members))
+        for at, own in sorted(placed.items())
+        for members in _flat(own)
     ]
+
+
+def _flat(own: Sequence[tuple[float, Any]]) -> Iterator[list[tuple[float, Any]]]:
+    """Contours of one slice, with how far each lies from it, plane by plane: those of one are near to each other."""
+    ordered = sorted(own, key=operator.itemgetter(0))
+    ends = [at for at in range(1, len(ordered)) if ordered[at][0] - ordered[at - 1][0] > SAME_PLANE]
+    for first, last in itertools.pairwise((0, *ends, len(ordered))):
+        yield ordered[first:last]
 
 
 def _nearest(planes: Sequence[Plane]) -> list[Plane]:
