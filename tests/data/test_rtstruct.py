@@ -327,6 +327,25 @@ def test_a_set_of_other_images_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.files(
+    "contours", "one region of a set in another frame of reference", "C.8.8.5", "refused where it is a class"
+)
+def test_a_region_of_other_images_is_not_drawn_on_these(tmp_path: Path) -> None:
+    """A set of two series that were registered elsewhere: millimetres of one are no places in the other."""
+    others = writer.series(tmp_path / "other", np.zeros(SHAPE, np.int16), PLAIN)
+    images = writer.series(tmp_path / "studies" / "a", np.zeros(SHAPE, np.int16), PLAIN)
+    path = tmp_path / "studies" / "a" / "rs.dcm"
+    whole = writer.structure_set(path, images, [("liver", over(LIVER)), ("gtv", over(KIDNEY))])
+    whole.StructureSetROISequence[1].ReferencedFrameOfReferenceUID = "1.2.3.4"
+    whole.save_as(path, enforce_file_format=True)
+    assert voxels(make(tmp_path, class_names=["background", "liver", "gtv"])) == {"image-0001": [63 * 3, 20 * 3]}
+    for contour in whole.ROIContourSequence[1].ContourSequence:
+        contour.ContourImageSequence = [writer.reference(others[1])]
+    whole.save_as(path, enforce_file_format=True)
+    assert "another frame of reference" in str(refused(tmp_path, class_names=["background", "liver", "gtv"]))
+    assert voxels(make(tmp_path, class_names=["background", "liver"])) == {"image-0001": [63 * 3]}
+
+
+@pytest.mark.files(
     "contours",
     "regions without a closed contour, rejected sets",
     "C.8.8.6, C.8.8.16",

@@ -94,14 +94,16 @@ def images(where: str, file: Path) -> set[str]:
             for series in study.get("RTReferencedSeriesSequence") or ()
             for item in series.get("ContourImageSequence") or ()
         }
-        return named | {
-            str(item.get("ReferencedSOPInstanceUID", ""))
-            for region in tags.get("ROIContourSequence") or ()
-            for contour in region.get("ContourSequence") or ()
-            for item in contour.get("ContourImageSequence") or ()
-        }
+        drawn = (_named(region.get("ContourSequence") or ()) for region in tags.get("ROIContourSequence") or ())
+        return named.union(*drawn)
     except dicom.BROKEN as error:
         raise dicom.damaged(where, error) from None
+
+
+def _named(drawn: Sequence[Any]) -> set[str]:
+    """SOP instance UIDs of the images that contours name."""
+    items = (item for contour in drawn for item in contour.get("ContourImageSequence") or ())
+    return {str(item.get("ReferencedSOPInstanceUID", "")) for item in items}
 
 
 def check(where: str, file: Path, image: headers.Header) -> tuple[str, ...]:
@@ -147,14 +149,20 @@ def draw(
     Shapes: masks (columns, rows).
 
     Raises:
-        DataError: for contours between or across the slices, or outside of the images; a structure drawn on every
-            second slice only; coordinates that are no numbers.
+        DataError: for contours between or across the slices, outside of the images, or in another frame of reference;
+            a structure drawn on every second slice only; coordinates that are no numbers.
     """
     columns, rows, _ = image.stored.shape
+    elsewhere = _elsewhere(where, file, image)
     for at, (structure, closed) in enumerate(_regions(where, file), 1):
         number = at if chosen is None else chosen.get(structure.key)
         if not number:
             continue
+        if structure.value in elsewhere and not _named(closed) & {frame.uid for frame in image.frames}:
+            raise defect.MASK_GEOMETRY.error(
+                f"{where}: {structure.shown} was drawn on other images, in another frame of reference; bring the "
+                "structure set of these"
+            )
         covered = 0
         for plane in _nearest(_checked(where, structure, _planes(where, closed, image))):
             try:
@@ -204,10 +212,30 @@ def _regions(
         raise dicom.damaged(where, error) from None
 
 
+def _frame_of(where: str, image: headers.Header) -> str:
+    """The frame of reference of images, empty where they do not say it."""
+    return str(dicom.read_tags(image.frames[0].file, where, ("FrameOfReferenceUID",)).get("FrameOfReferenceUID") or "")
+
+
+def _elsewhere(where: str, file: Path, image: headers.Header) -> set[int]:
+    """Numbers of the regions that lie in another frame of reference than the images, where both say theirs.
+
+    Raises:
+        DataError: if the file is damaged.
+    """
+    own, tags = _frame_of(where, image), dicom.read_tags(file, where, TAGS)
+    try:
+        listed = tags.get("StructureSetROISequence") or ()
+        frames = {int(item.ROINumber): str(item.get("ReferencedFrameOfReferenceUID") or "") for item in listed}
+    except dicom.BROKEN as error:
+        raise dicom.damaged(where, error) from None
+    return {number for number, frame in frames.items() if own and frame and frame != own}
+
+
 def _other_frame(where: str, file: Path, image: headers.Header) -> bool:
     """Whether structure set and images say that they lie in different frames of reference."""
     tags = dicom.read_tags(file, where, TAGS)
-    own = str(dicom.read_tags(image.frames[0].file, where, ("FrameOfReferenceUID",)).get("FrameOfReferenceUID") or "")
+    own = _frame_of(where, image)
     said = {
         str(item.get(name) or "")
         for sequence, name in (
