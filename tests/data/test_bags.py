@@ -106,6 +106,23 @@ def test_a_column_case_that_is_not_read_is_a_fault(tmp_path: Path) -> None:
         make(tmp_path)
 
 
+@pytest.mark.parametrize("column", ["patient", "split", "site"])
+def test_a_column_beside_the_labels_is_not_lost_because_of_another_table(tmp_path: Path, column: str) -> None:
+    """Images that the table of labels keeps for testing would be trained on, and nobody told."""
+    drawn_cases.volumes(tmp_path, ("east",))
+    said = ["test" if at < 3 else "train" for at in range(8)]
+    drawn_cases.table(tmp_path / "labels.csv", [{"id": f"east-{at}", column: cell} for at, cell in enumerate(said)])
+    drawn_cases.table(tmp_path / "index.csv", [{"id": f"east-{at}", "label": "ab"[at % 2]} for at in range(8)])
+    with pytest.raises(errors.DataError, match=rf"labels\.csv: has a column {column}, but index\.csv is read"):
+        make(tmp_path)
+    rows = [{"id": f"east-{at}", "label": "ab"[at % 2], column: cell} for at, cell in enumerate(said)]
+    drawn_cases.table(tmp_path / "index.csv", rows)
+    assert make(tmp_path).samples(), "both say the same"
+    drawn_cases.table(tmp_path / "index.csv", [*rows[:-1], {**rows[-1], column: "val"}])
+    with pytest.raises(errors.DataError, match=rf"has a column {column}"):
+        make(tmp_path)
+
+
 def test_views_of_a_study_are_one_case(tmp_path: Path) -> None:
     views(tmp_path / "studies" / "a", (12, 9), (10, 14))
     views(tmp_path / "studies" / "b", (12, 9))

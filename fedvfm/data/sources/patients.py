@@ -19,6 +19,9 @@ INPUTS = "table.csv"
 OWN = ("id", "label", "patient", "split", "site", "case")
 """Columns that mean the same everywhere; others are what a recipe calls them."""
 
+ONE_TABLE = ("patient", "split", "site", "case")
+"""Of these, the columns that the first table alone is read for."""
+
 Row = Mapping[str, str]
 
 
@@ -36,11 +39,7 @@ def read_table(
     rows = index.read_csv(path, ("id",))
     # Tables of labels are all read anyway; beside masks a second table is nobody's.
     others = [folder / name for name in tables if name != path.name] if "labels.csv" in tables else []
-    faults = [
-        defect.TABLE.fault(f"{other.name}: has a column case, but {path.name} is read; move the column there")
-        for other in others
-        if other.is_file() and any("case" in row for row in index.read_csv(other, ("id",))[:1])
-    ]
+    faults = [fault for other in others if other.is_file() for fault in _unread(path.name, rows, other)]
     faults += [defect.TABLE.fault(f"{path.name}: {fault}") for fault in index.duplicates(rows, "id")]
     table: dict[str, Row] = {row["id"]: row for row in rows}
     faults += [
@@ -75,6 +74,23 @@ def read_table(
         if len(parts) > 1
     ]
     return table, faults
+
+
+def _unread(name: str, rows: Sequence[Row], other: Path) -> list[errors.Fault]:
+    """A fault for each column of :data:`ONE_TABLE` that says something in another table than the one that is read.
+
+    Where both say the same of every image nothing is lost.
+
+    Raises:
+        DataError: if the other table cannot be read.
+    """
+    theirs, own = index.read_csv(other, ("id",)), {row["id"]: row for row in rows}
+    told = {key: {row["id"]: row[key] for row in theirs if row.get(key)} for key in ONE_TABLE}
+    return [
+        defect.TABLE.fault(f"{other.name}: has a column {key}, but {name} is read; move the column there")
+        for key, cells in told.items()
+        if any(image in own and own[image].get(key) != cell for image, cell in cells.items())
+    ]
 
 
 def _first_of(table: Mapping[str, Row], patient: str) -> str:
