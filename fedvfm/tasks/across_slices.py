@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from torch import Tensor
@@ -41,6 +41,17 @@ def mixed(rows: Iterable[tuple[Thing, samples.Part | None, Tensor]], share: floa
         held = row
     if held is not None:
         yield held[0], _mix(before, held[2], None, share)
+
+
+def in_order(chosen: Sequence[samples.Sample]) -> list[samples.Sample]:
+    """The same where slices of one volume follow each other in ascending order, each volume at its first slice.
+
+    Elsewhere samples are in the order of their names, where z1000 comes before z101.
+    """
+    first: dict[str, int] = {}
+    for at, sample in enumerate(chosen):
+        first.setdefault(sample.unit, at)
+    return sorted(chosen, key=lambda sample: (first[sample.unit], 0 if sample.part is None else sample.part.index))
 
 
 def _follows(part: samples.Part | None, other: samples.Part | None) -> bool:

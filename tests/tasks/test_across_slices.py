@@ -53,6 +53,18 @@ def test_only_neighbours_of_one_volume_are_mixed() -> None:
         assert same == (number in alone), number
 
 
+def test_slices_of_a_long_volume_are_mixed_in_the_order_of_their_places() -> None:
+    """A site keeps samples in the order of their names: z1000 before z101."""
+    long = [samples.Sample(f"b-z{at:03d}", part=samples.Part("b", at, 1004, 1.0)) for at in range(1004)]
+    short = [samples.Sample(f"a-z{at:03d}", part=samples.Part("a", at, 3, 1.0)) for at in range(3)]
+    named = sorted([*long, *short, samples.Sample("c")], key=lambda sample: sample.id)
+    ordered = across_slices.in_order(named)
+    assert ordered == [*short, *long, samples.Sample("c")]
+    logits = {sample.id: torch.full((2, 1, 1), float(at)) for at, sample in enumerate(ordered)}
+    found = dict(across_slices.mixed(((one.id, one.part, logits[one.id]) for one in ordered), 0.25))
+    np.testing.assert_allclose([found[f"b-z{at:03d}"].mean() for at in (100, 101, 1000)], [103, 104, 1003])
+
+
 def test_without_a_share_nothing_is_held_back_or_changed() -> None:
     logits = drawn(3)
     mixed = across_slices.mixed(((number, part(number), logits[number]) for number in range(3)), 0.0)

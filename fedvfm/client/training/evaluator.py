@@ -42,7 +42,9 @@ def evaluate(
     model.write(adapter)
     model.eval()
     scores = model.task.scores(surface=task.surface)
-    chosen = site.split(task.split)
+    chosen: Sequence[samples.Sample] = site.split(task.split)
+    if model.task.neighbours:
+        chosen = across_slices.in_order(chosen)
     having: dict[str, set[str]] = {}
     owners = {sample.unit: sample.subject for sample in chosen}
 
