@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from pathlib import Path
 
@@ -103,6 +104,16 @@ def test_other_types_and_byte_order(tmp_path: Path) -> None:
     assert read(wide).dtype == np.float32
     long = write(tmp_path / "c.mha", ("MET_SHORT", "MET_LONG"), content=VOXELS.astype("<i4").tobytes(order="F"))
     np.testing.assert_array_equal(read(long), VOXELS)
+
+
+@pytest.mark.parametrize("name", ["a.raw", "a.zraw"])
+def test_voxels_that_changed_beside_their_header_are_read_again(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(RAW)
+    path = write(tmp_path / "a.mhd", ("= LOCAL", f"= {name}"), content=b"")
+    np.testing.assert_array_equal(read(path), VOXELS)
+    (tmp_path / name).write_bytes((VOXELS + 1).astype("<i2").tobytes(order="F"))
+    os.utime(tmp_path / name, ns=(1, 1))
+    np.testing.assert_array_equal(read(path), VOXELS + 1)
 
 
 def test_bytes_before_the_voxels(tmp_path: Path) -> None:

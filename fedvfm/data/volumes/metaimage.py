@@ -48,6 +48,11 @@ NO_SPACING = "does not say how large a voxel is (ElementSpacing); 1 mm was taken
 Fields = Mapping[str, str]
 
 
+def beside(path: Path) -> list[Path]:
+    """Files that may hold the voxels of a ``.mhd``, by its name; of other files none. They need not be there."""
+    return [path.with_suffix(ending) for ending in BESIDE] if path.suffix.lower() == ".mhd" else []
+
+
 @decoder.apart
 def read_header(path: Path) -> headers.Header:
     """Geometry of a MetaImage.

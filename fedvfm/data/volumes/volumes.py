@@ -89,7 +89,9 @@ def _key(path: Path, words: str) -> Key:
     if path.is_dir():
         return str(path), dicom_series.stamp(path), words
     file = nifti.file_of(path)
-    return str(path), (file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else (0,), words
+    files = [file, *metaimage.beside(file)]
+    states = [one.stat() for one in files if one.is_file()]
+    return str(path), tuple(number for state in states for number in (state.st_mtime_ns, state.st_size)) or (0,), words
 
 
 def _remember(store: OrderedDict[Key, Any], key: Key, value: Any, limit: int) -> Any:
