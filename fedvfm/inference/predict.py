@@ -551,7 +551,7 @@ class Predictor:
             part = slices.part_of(seen.header, item.name, 0, self.view)
             if not dense:
                 rows = self._classes(item, seen.header, shown)
-            elif boxes is not None and self._propagate and part is not None:
+            elif boxes is not None and part is not None and self._follows(seen.header):
                 rows = [self._propagated(item, case, seen.header, part, chosen, boxes)]
             else:
                 computed = self._computed(shown, item.name, seen.header, boxes)
@@ -704,13 +704,17 @@ class Predictor:
         prompted = [] if self._prompts is None else [prompting.NOTE]
         if item.kind in ("picture", "slide"):
             return prompted
-        prompted += [propagation.NOTE] if self._propagate else []
         read = [volumes.read_header(file, self.view.series) for file in item.files]
+        prompted += [propagation.NOTE] if self._follows(read[0]) else []
         notes = [note for header in read for note in header.notes]
         prompted += [] if self._prompts is None else self._prompts.notes(read[0])
         if form == "dicom-seg" and not read[0].stored.placed:
             notes.append(segmentation_object.NO_PLANE)
         return list(dict.fromkeys([*notes, *prompted]))
+
+    def _follows(self, header: headers.Header) -> bool:
+        """Whether boxes are followed through it: slices that are no places of one volume do not lie beside another."""
+        return bool(self._propagate) and slices.part_of(header, "", 0, self.view) is not None
 
     def _slices(
         self,
@@ -846,7 +850,7 @@ class Predictor:
             self.place.nifti(item.name, labels, header)
         elif form == "dicom-seg":
             helped = "" if self._prompts is None else f"boxes from a file, sha256 {self._prompts.source['sha256']}"
-            helped += f", followed up to {self._propagate:g} mm" if helped and self._propagate else ""
+            helped += f", followed up to {self._propagate:g} mm" if helped and self._follows(header) else ""
             self.place.dicom_seg(item.name, labels, header, self.model.recipe.data, self.fingerprint, helped)
         row = self._row(item, form, header.stored.shape, results.counts(labels, self.names, header))
         return row if boxes is None else row | self._counted(list(boxes.values()))

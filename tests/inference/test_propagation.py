@@ -12,7 +12,8 @@ import pytest
 
 import fedvfm
 from fedvfm import errors
-from fedvfm.inference import boxes, propagation
+from fedvfm.data.volumes import slices
+from fedvfm.inference import boxes, inputs, predict, propagation
 from tests.inference import test_predict_boxes as box_tests
 
 Saver = Callable[..., Path]
@@ -195,6 +196,19 @@ def test_prediction_follows_a_box_as_far_as_it_is_told(adapter: Path, tmp_path: 
     assert one[..., 4].any(), "the box leads to a mask, or this shows nothing"
     assert not other[..., [0, 1, 7, 8]].any()
     assert np.count_nonzero(other) > np.count_nonzero(one)
+
+
+@pytest.mark.parametrize(("count", "followed"), [(1, False), (2, True)])
+def test_one_slice_is_no_volume_and_nobody_says_that_its_box_was_followed(
+    tmp_path: Path, count: int, followed: bool
+) -> None:
+    box_tests.volume(tmp_path / "v.nii.gz", box_tests.AFFINES["RAS"], (12, 10, count))
+    given = box_tests.write(tmp_path / "b.json", {"v/z000": {"cell": [[1, 1, 5, 5]]}})
+    (item,) = inputs.find(tmp_path)
+    predictor = predict.Predictor.__new__(predict.Predictor)  # of a model nothing is asked
+    predictor.view, predictor._propagate = slices.View(), 7.0
+    predictor._prompts = boxes.read(given, tmp_path, [item], box_tests.CLASSES)
+    assert (propagation.NOTE in predictor._noted(item, "nifti")) == followed
 
 
 @pytest.mark.parametrize(
