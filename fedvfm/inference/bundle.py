@@ -236,16 +236,16 @@ def _channel_names(contract: schema.DataContract) -> dict[str, str]:
 
 
 def _logits(model: adapted_model.AdaptedModel) -> dict[str, Any]:
-    contract, dense = model.recipe.data, delivery.dense(model)
+    contract, dense, names = model.recipe.data, delivery.dense(model), delivery.outputs(model)
     return {
         "type": "image" if dense else "probabilities",
         "format": "segmentation" if dense else "classes",
-        "num_channels": len(contract.class_names),
+        "num_channels": len(names),
         "spatial_shape": list(contract.patch_size) if dense else [],
         "dtype": "float32",
         "value_range": [],
         "is_patch_data": contract.fit == "native",
-        "channel_def": {str(number): name for number, name in enumerate(contract.class_names)},
+        "channel_def": {str(number): name for number, name in enumerate(names)},
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import TypeVar
 
 import numpy as np
@@ -364,6 +365,17 @@ def what_comes_out(model: adapted_model.AdaptedModel) -> str:
         f"{', '.join(f'{end:g}' for end in target.bins)}, and of none",
     }
     return meanings.get(target.kind, "")
+
+
+def outputs(model: adapted_model.AdaptedModel) -> tuple[str, ...]:
+    """What each number is that the model gives of an image or a pixel: its classes, but of a prognosis."""
+    target = model.recipe.target
+    if target.kind == "cox":
+        return ("logarithm of the hazard ratio",)
+    if target.kind == "survival":
+        intervals = itertools.pairwise((0.0, *target.bins))
+        return (*(f"event from {low:g} to {high:g}" for low, high in intervals), f"no event up to {target.bins[-1]:g}")
+    return model.recipe.data.class_names
 
 
 def licence_line(model: adapted_model.AdaptedModel) -> list[str]:
