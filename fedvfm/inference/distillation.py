@@ -20,7 +20,7 @@ from torch import Tensor
 from fedvfm import errors, seeding
 from fedvfm.backbones import licences, weights
 from fedvfm.config import overrides, privacy, schema
-from fedvfm.data import labels, transforms
+from fedvfm.data import bags, labels, transforms
 from fedvfm.data import sample as samples
 from fedvfm.data.decoding import decoder
 from fedvfm.data.sources import table as sources
@@ -280,7 +280,8 @@ def _labelled(folder: Path, model: adapted_model.AdaptedModel) -> samples.Source
     Raises:
         ConfigError, DataError: if they are not the task's.
     """
-    source = sources.make(schema.SourceConfig(source="folder", path=str(folder)), model.recipe.data)
+    made = sources.make(schema.SourceConfig(source="folder", path=str(folder)), model.recipe.data)
+    source = bags.of(made, model.recipe)
     faults = labels.faults(model.recipe, source.info)
     if faults:
         raise errors.ConfigError(f"--score {folder}", faults)

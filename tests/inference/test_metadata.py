@@ -1,14 +1,17 @@
-"""What files beside an export say of columns of a table."""
+"""What files beside an export, and a report of a student, say of columns of a table."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from fedvfm.config import schema
-from fedvfm.inference import bundle
+from fedvfm.inference import bundle, distillation
 from fedvfm.tasks import classification
 
 
@@ -42,3 +45,12 @@ def test_a_bundle_tells_the_numbers_of_a_prognosis(target: dict[str, Any], outpu
     said = bundle._logits(model)
     assert said["num_channels"] == model.task.width
     assert list(said["channel_def"].values()) == outputs
+
+
+def test_a_student_of_columns_is_scored_on_columns(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        Image.fromarray(np.full((28, 28), 9, dtype=np.uint8)).save(tmp_path / "images" / f"{name}.png")
+    model = fake({"kind": "regression", "ranges": [[0.0, 100.0]], "centres": [50.0], "scales": [10.0]}, "age")
+    (tmp_path / "labels.csv").write_text("id,age\na,51\nb,37.5\n")
+    assert [sample.truth for sample in distillation._labelled(tmp_path, model).samples()] == [(51.0,), (37.5,)]
