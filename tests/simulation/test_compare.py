@@ -16,7 +16,7 @@ from fedvfm import errors
 from fedvfm.data import sample as samples
 from fedvfm.report import bootstrap
 from fedvfm.simulation import experiment, run_folder
-from fedvfm.simulation.results import compare, statistics
+from fedvfm.simulation.results import benefit, compare, examination, report, statistics
 
 
 @pytest.fixture(autouse=True)
@@ -273,6 +273,33 @@ def test_the_unpaired_interval_is_that_of_independent_means() -> None:
     assert value.mean == pytest.approx(one.mean() - other.mean(), abs=1e-12)
     assert value.high - value.mean == pytest.approx(error, rel=0.15)
     assert value.mean - value.low == pytest.approx(error, rel=0.15)
+
+
+def test_sites_of_one_arm_alone_are_in_no_difference() -> None:
+    """A hospital without labels is tested with the federated adapter, and has no model of its own."""
+    rng = np.random.default_rng(0)
+
+    def arm(name: str, means: dict[str, float]) -> statistics.Scores:
+        return statistics.Scores(
+            name,
+            0,
+            {site: {f"{site}-{at}": float(rng.normal(mean, 0.02)) for at in range(20)} for site, mean in means.items()},
+        )
+
+    federated, local = arm("federated", {"east": 0.9, "north": 0.5, "west": 0.5}), arm("local-only", {"east": 0.8})
+    home = examination.home({"federated": federated, "local-only": local})
+    assert home["east"].word == "gains"
+    assert home["east"].mean == pytest.approx(0.1, abs=0.03)
+    macro = benefit._macro(federated, local)
+    assert macro is not None
+    assert macro["mean"] == pytest.approx(home["east"].mean)
+    assert (macro["low"], macro["high"]) == pytest.approx((0.1, 0.1), abs=0.03)
+    found = report.Found(None, {"arms": {}}, {"federated": federated, "local-only": local}, [])  # type: ignore[arg-type]
+    said = report._against_federated(found, "local-only")
+    assert said is not None
+    assert said.startswith(f"{-home['east'].mean:+.3f}")
+    assert said.endswith(", at 1 of 3 sites)")
+    assert "unpaired" not in said
 
 
 # --- patients ---------------------------------------------------------------------------------------------------------

@@ -77,8 +77,8 @@ def _counts(sites: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, int]:
 
 
 def _macro(first: statistics.Scores, local: statistics.Scores) -> dict[str, Any] | None:
-    """Macro mean of an arm minus that of local-only."""
-    gap = compare.difference([first], [local])
+    """Macro mean of an arm minus that of local-only, over the sites that both have."""
+    gap = compare.difference(*compare.at_common_sites([first], [local]))
     return None if gap is None else dataclasses.asdict(gap[0])
 
 

@@ -6,6 +6,7 @@ takes its per-sample values from here too.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -325,6 +326,27 @@ def common(
     return [run for run in first if run.seed in seeds], [run for run in second if run.seed in seeds]
 
 
+def at_common_sites(
+    first: Sequence[statistics.Scores], second: Sequence[statistics.Scores]
+) -> tuple[list[statistics.Scores], list[statistics.Scores]]:
+    """The runs with the sites alone that both arms of a run were scored at; as they are where there is no such site.
+
+    A hospital without labels is tested and has no model of its own: means over unlike hospitals have no difference.
+    """
+    every = [set(run.sites) for run in (*first, *second)]
+    shared = set.intersection(*every) if every else set()
+    if not shared:
+        return list(first), list(second)
+
+    def kept(runs: Sequence[statistics.Scores]) -> list[statistics.Scores]:
+        return [
+            dataclasses.replace(run, sites={site: rows for site, rows in run.sites.items() if site in shared})
+            for run in runs
+        ]
+
+    return kept(first), kept(second)
+
+
 def _joined(ours: Stated, theirs: Stated) -> Stated:
     """The difference of two independent estimates."""
     mean = ours.mean - theirs.mean
@@ -336,8 +358,8 @@ def _joined(ours: Stated, theirs: Stated) -> Stated:
 
 
 def by_site(first: Sequence[statistics.Scores], second: Sequence[statistics.Scores]) -> dict[str, bootstrap.Difference]:
-    """First minus second at every site, on the seeds both have; empty where no site can be compared."""
-    left, right = common(first, second)
+    """First minus second at every site and on the seeds that both have; empty where no site can be compared."""
+    left, right = at_common_sites(*common(first, second))
     if not left:
         return {}
     try:

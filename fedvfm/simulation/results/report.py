@@ -220,7 +220,8 @@ def _arms(found: Found) -> str:
     name = scores.metric_name(found.primary)
     head = ("arm", f"macro {name}", "95 % interval", "weighted", "worst site", "gap", "minus federated (95 % interval)")
     caption = (
-        f"Macro: mean over sites of the site's test {name}. Weighted: by test samples. Gap: best minus worst site."
+        f"Macro: mean over sites of the site's test {name}. Weighted: by test samples. Gap: best minus worst site. "
+        "Minus federated: over the sites that both were scored at."
     )
     title = f"Macro {name} of every arm with its 95 % interval"
     chart = charts.whiskers(whiskers, title=title, x_label=f"macro {name}", bounds=SHARE)
@@ -256,11 +257,13 @@ def _arm_row(
 def _against_federated(found: Found, arm: str) -> str | None:
     if arm == "federated" or not {arm, "federated"} <= found.scores.keys():
         return None
-    result = compare.difference([found.scores[arm]], [found.scores["federated"]])
+    own, federated = compare.at_common_sites([found.scores[arm]], [found.scores["federated"]])
+    result = compare.difference(own, federated)
     if result is None:
         return None
     value, paired = result
-    kind = "" if paired else ", unpaired"
+    sites, every = len(federated[0].sites), len(found.scores["federated"].sites)
+    kind = f"{'' if paired else ', unpaired'}{f', at {sites} of {every} sites' * (sites < every)}"
     return f"{value.mean:+.3f} ({value.between('+')}{kind})"
 
 
