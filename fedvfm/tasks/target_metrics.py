@@ -34,7 +34,8 @@ class OrdinalScores(metrics.ClassificationScores):
         table = self._table()
         truth, answered = table[:, 0], table[:, 1:].argmax(axis=1).astype(np.float64)
         values = super().value() | {"mae": float(np.abs(answered - truth).mean())}
-        by_chance = float(np.square(answered[:, None] - truth[None, :]).mean())
+        # The mean over all pairs of an answer and a truth; there are too many to write them down.
+        by_chance = float(answered.var() + truth.var() + np.square(answered.mean() - truth.mean()))
         if by_chance > 0:
             values["quadratic_kappa"] = 1 - float(np.square(answered - truth).mean()) / by_chance
         return values

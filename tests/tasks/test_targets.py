@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,21 @@ def test_grades_are_scored_as_scikit_learn_does() -> None:
     alike = target_metrics.OrdinalScores(["a", "b"])
     alike.add("x", np.array([0.9, 0.1]), 0)
     assert "quadratic_kappa" not in alike.value()
+
+
+def test_grades_of_many_images_fit_into_memory() -> None:
+    """Public test sets of grades have 50,000 images; all pairs of them would take 20 GB."""
+    rng, scores = np.random.default_rng(0), target_metrics.OrdinalScores(["a", "b", "c"])
+    truth, chances = rng.integers(0, 3, 3000), rng.dirichlet(np.ones(3), 3000)
+    for at, (label, row) in enumerate(zip(truth, chances, strict=True)):
+        scores.add(f"{at:04d}", row, int(label))
+    tracemalloc.start()
+    value = scores.value()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 3000 * 1000
+    kappa = reference.cohen_kappa_score(truth, chances.argmax(axis=1), weights="quadratic")
+    assert value["quadratic_kappa"] == pytest.approx(kappa, abs=1e-12)
 
 
 def test_labels_are_scored_as_scikit_learn_does_without_those_that_are_missing() -> None:
