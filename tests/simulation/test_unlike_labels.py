@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,13 @@ def test_each_hospital_is_trained_and_scored_on_what_it_labels(values: dict[str,
     report = (made.path / "report.html").read_text()
     assert "labels only box: it is trained and scored on these alone" in report
     assert "Attention: sites are scored on unlike classes" in report
+    with (made.path / "samples.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if (row["arm"], row["metric"]) == ("federated", "dice")]
+    tested = {(row["site"], row["sample"]): float(row["value"]) for row in rows}
+    shown = re.findall(r"<figcaption>(east|west): ([^<,]+), Dice ([0-9.]+)<", report)
+    assert len(shown) == 6
+    for site, name, value in shown:
+        assert float(value) == pytest.approx(tested[site, name], abs=6e-4), "a picture is scored as the test was"
 
 
 def test_leave_one_out_needs_another_site_that_labels_it(values: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from fedvfm.client.training import site as sites
 from fedvfm.data import defect, overlay, transforms
 from fedvfm.data import sample as samples
 from fedvfm.model import adapted_model
-from fedvfm.tasks import boxes, detection, metrics, segmentation
+from fedvfm.tasks import boxes, classification, detection, metrics, segmentation
 
 SITES = 8
 
@@ -30,7 +30,7 @@ class Picture:
         site, sample: whose it is; ids are safe to show.
         image: PNG of the image as the site's scanner shows it.
         truth, prediction: PNG of the grey image with coloured masks; None in classification.
-        dice: Dice of the prediction, mean over foreground classes; None in classification.
+        dice: Dice of the prediction, mean over foreground classes (those the site labels); None in classification.
         f1: F1 of the boxes; None but in detection.
         label: the true class; None in segmentation.
         probabilities: class -> probability; empty in segmentation and of a target of columns.
@@ -134,7 +134,8 @@ def _picture(
     if isinstance(model.task, detection.Detection):
         return _boxed(model.task, site.name, sample, prepared, image, logits)
     predicted = segmentation.classes_at(logits, truth.shape)
-    dice, _ = metrics.overlap(predicted, truth, len(model.recipe.data.class_names))
+    scores = metrics.SegmentationScores(model.recipe.data.class_names, surface=False)
+    scores.add(sample.id, predicted, truth, labelled=sample.labelled)
     part = ""
     if sample.whole:  # the slice that shows most
         at = int((truth > 0).sum(axis=(1, 2)).argmax())
@@ -145,7 +146,7 @@ def _picture(
         image=overlay.png(overlay.as_shown(image)),
         truth=overlay.png(overlay.drawn(image, truth)),
         prediction=overlay.png(overlay.drawn(image, predicted)),
-        dice=float(dice[1:].mean()),
+        dice=scores.value()["dice"],
         part=part,
     )
 
@@ -194,7 +195,8 @@ def _classified(
     names = model.recipe.data.class_names
     if model.recipe.target.of_columns:
         return Picture(site, sample.id, overlay.png(overlay.as_shown(image)), values=_values(model, sample, logits))
-    chances = dict(zip(names, (float(value) for value in logits.softmax(dim=0)), strict=True))
+    known = classification.of_labelled(logits, sample.labelled)
+    chances = dict(zip(names, (float(value) for value in known.softmax(dim=0)), strict=True))
     label = None if sample.label is None else names[sample.label]
     return Picture(site, sample.id, overlay.png(overlay.as_shown(image)), label=label, probabilities=chances)
 
