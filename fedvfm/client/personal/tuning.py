@@ -107,7 +107,9 @@ def train(
 
 
 def alone(model: adapted_model.AdaptedModel, site: sites.Site, deadline: float = math.inf) -> state.AdapterState:
-    """What the site would have without the federation: as many rounds from the recipe's first adapter, at home alone.
+    """What the site would have without the federation: as many rounds from first values of the seed, at home alone.
+
+    Those are not the recipe's ``start``, which a federation made: rounds of an earlier recipe are not made up for.
 
     Raises:
         As :func:`train`.
