@@ -213,6 +213,22 @@ def test_ten_sites_of_few_patients_are_drawn_themselves(monkeypatch: pytest.Monk
     assert fewer.low is None
 
 
+@pytest.mark.parametrize("few", [False, True])
+def test_it_is_said_where_sites_are_drawn_too(few: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sites of two test samples: enough by themselves, or so few that the three sites are drawn."""
+    monkeypatch.setattr(bootstrap, "LEAST_UNITS", 3 if few else 2)
+    values = {f"site-{k}": {"a": 0.1 * k, "b": 0.1 * k + 0.05} for k in range(3)}
+    monkeypatch.setattr(compare, "scores", lambda *_: {"federated": statistics.Scores("federated", 0, values)})
+    arms = {"federated": {"macro": 0.125}}
+    made = {"experiment": "e", "seed": 0, "arms": arms, "bytes": {"up": 0, "down": 0}, "primary": "dice", "rounds": 1}
+    run = compare.Run(run_folder.RunFolder(tmp_path), {**made, "wall_s": 1.0, "peak_mib": 1.0}, {})
+    found = compare.table([compare.Group("e", (run,))])
+    arm = found["runs"][0]["arms"]["federated"]
+    assert arm["low"] is not None
+    assert arm["over_sites"] is few
+    assert ("the sites are drawn too" in shown(found)) is few
+
+
 def test_a_value_outside_its_interval_is_said_to_be() -> None:
     assert compare.Stated(0.3, 0.4, 0.5).between() == "0.400 to 0.500, the value itself outside"
     assert compare.Stated(0.45, 0.4, 0.5).between("+") == "+0.400 to +0.500"

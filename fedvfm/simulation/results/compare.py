@@ -375,11 +375,11 @@ def table(groups: Sequence[Group]) -> dict[str, Any]:
     """Groups side by side as plain values, arm by arm.
 
     Keys of a group: ``label, paths, seeds, rounds, primary, findings`` (of every seed), ``arms {arm: {macro, low, high,
-    no_interval, by_seed, prompt}}`` (``prompt`` marks scores of an oracle, else None; bounds are None where no interval
-    may be stated, as ``no_interval`` says), ``difference`` (its federated arm minus that of the first group: ``mean,
-    low, high, no_interval, paired, seeds``; None for the first and where the metrics differ), ``settings`` (what
-    differs from the first group: ``path: [first, this]``), ``bytes {up, down}``, ``wall_s`` (means over seeds) and
-    ``peak_mib`` (the largest).
+    no_interval, over_sites, by_seed, prompt}}`` (``prompt`` marks scores of an oracle, else None; bounds are None where
+    no interval may be stated, as ``no_interval`` says; ``over_sites``: sites were drawn too), ``difference`` (its
+    federated arm minus that of the first group: ``mean, low, high, no_interval, over_sites, paired, seeds``; None for
+    the first and where the metrics differ), ``settings`` (what differs from the first group: ``path: [first, this]``),
+    ``bytes {up, down}``, ``wall_s`` (means over seeds) and ``peak_mib`` (the largest).
     """
     samples = [[scores(run.folder, run.summary) for run in group.runs] for group in groups]
     return {
@@ -421,6 +421,7 @@ def _arms(group: Group, samples: Sequence[Mapping[str, statistics.Scores]]) -> d
             "low": bounds.low if bounds else None,
             "high": bounds.high if bounds else None,
             "no_interval": bounds.reason if bounds else "its runs have no common values of single test samples",
+            "over_sites": bounds is not None and bounds.over_sites,
             "by_seed": by_seed,
             "prompt": group.first.summary["arms"].get(LOCAL if arm == ABROAD else arm, {}).get("prompt"),
         }
@@ -457,7 +458,7 @@ def _against(
     value, paired = found
     seeds = sorted({run.seed for run in group.runs} & {run.seed for run in first.runs}) if paired else []
     bounds = {"mean": value.mean, "low": value.low, "high": value.high, "no_interval": value.reason}
-    row = {**bounds, "paired": paired, "seeds": seeds}
+    row = {**bounds, "over_sites": value.over_sites, "paired": paired, "seeds": seeds}
     return {"difference": row, "settings": changed}
 
 
@@ -474,6 +475,8 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     several = any(len(row["seeds"]) > 1 for row in rows)
     one = "samples; one seed, so the spread between seeds is not in them"
     over = "samples and seeds (few seeds understate their spread)" if several else one
+    if any(part["over_sites"] for row in rows for part in _stated(row)):
+        over += "; where sites have few test units the sites are drawn too"
     console.print(
         f"Intervals: 95 %, bootstrap over {over}. Bytes and seconds are means over seeds, peak memory is the largest.",
         highlight=False,
@@ -490,8 +493,12 @@ def show(found: Mapping[str, Any], console: Console) -> None:
 def _reasons(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Why intervals are missing."""
     for row in rows:
-        stated = [*row["arms"].values(), *([row["difference"]] if row["difference"] else [])]
-        yield from (part["no_interval"] for part in stated if part["no_interval"])
+        yield from (part["no_interval"] for part in _stated(row) if part["no_interval"])
+
+
+def _stated(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Its macro means and its difference."""
+    return [*row["arms"].values(), *([row["difference"]] if row["difference"] else [])]
 
 
 def rich_table(found: Mapping[str, Any]) -> Table:
