@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from fedvfm import errors
+from fedvfm.client.personal import statement
 from fedvfm.data import sample as samples
 from fedvfm.report import bootstrap
 from fedvfm.simulation import experiment, run_folder
@@ -316,6 +317,23 @@ def test_sites_of_one_arm_alone_are_in_no_difference() -> None:
     assert said.startswith(f"{-home['east'].mean:+.3f}")
     assert said.endswith(", at 1 of 3 sites)")
     assert "unpaired" not in said
+
+
+def test_what_the_counts_of_the_benefit_take_together_is_said() -> None:
+    rng = np.random.default_rng(0)
+    gap = bootstrap.difference(
+        *([bootstrap.SiteScores({str(at): float(value) for at, value in enumerate(rng.random(20))})] for _ in range(2)),
+        rng=rng,
+    )
+    row = {
+        "difference": benefit._plain(gap),
+        "word": statement.word("personal", gap),
+        "units": 20,
+        "validation_units": 5,
+    }
+    assert row["word"] == statement.NO_DIFFERENCE
+    assert benefit._counts({"a": row}, "difference")["cannot tell"] == 1
+    assert "take no difference for cannot tell" in benefit._guard({"sites": {"a": row}, "private": False})
 
 
 # --- patients ---------------------------------------------------------------------------------------------------------

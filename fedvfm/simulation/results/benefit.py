@@ -169,5 +169,6 @@ def _guard(benefit: Mapping[str, Any]) -> str:
         note += f" The choice rests on under {choice.FEW} validation patients, and promises little: {', '.join(thin)}."
     return (
         "Joined: better than its own model with the whole 95 % interval; worse: the same the other way; no difference: "
-        f"the interval holds 0; declined: it chose its own model; cannot tell: too few test units.{note}{bare}"
+        "the interval holds 0; declined: it chose its own model; cannot tell: too few test units. The counts take no "
+        f"difference for cannot tell.{note}{bare}"
     )
