@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message
 
-from fedvfm.client import purge, site_file
+from fedvfm.client import purge, rekeying, site_file
 from fedvfm.client import state_folder as joining
 from fedvfm.client.gate import gate, masking, reply_cache, secure_answers
 from fedvfm.ledger import ledger
@@ -323,6 +323,21 @@ def test_a_session_with_spent_keys_is_answered_with_the_next_ones(study: Study) 
     apart = protocol.decode_dealing(study.share(later).content)
     assert (apart.session, apart.outbox) == ("", {})
     assert apart.keys.channel != session.of("north").channel
+
+
+def test_after_a_rekeying_the_next_keys_are_signed_with_the_new_key(study: Study) -> None:
+    study.approve()
+    before = study.session().of("north")
+    rekeying.begin(study.north.where)
+    assert rekeying.finish(study.north.where, lambda key: True)
+    study.document = study.made({"north": study.north.where.public_key.read_text().strip()})
+    study.approve()
+    session = study.session()
+    after = session.of("north")
+    assert study.document.verified("north", after.signature, round_keys.signed_bytes(after, study.recipe.hash))
+    assert after.channel != before.channel
+    assert not study.share(session).has_error(), study.faults
+    assert study.session().of("north") != after, "spent now"
 
 
 def test_a_second_opening_is_refused_and_the_first_is_repeated(study: Study) -> None:

@@ -102,7 +102,10 @@ class HospitalTerms:
         def sign(message: bytes) -> str:
             return keys.sign(keys.read_private(self.where.key), message)
 
-        return masking.Sessions(self.where.secure, self.where.about.site, sign)
+        def signed(signature: str, message: bytes) -> bool:
+            return keys.verified(keys.read_private(self.where.key).public_key(), signature, message)
+
+        return masking.Sessions(self.where.secure, self.where.about.site, sign, signed)
 
     @property
     def history(self) -> history.History:

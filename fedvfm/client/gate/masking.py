@@ -110,10 +110,17 @@ class Sessions:
         folder: private; made when needed.
         site: the site's name.
         sign: signs with the site's own key, which the roster document names.
+        signed: whether a signature on a message is of the key that the site has now: it may take another one.
     """
 
-    def __init__(self, folder: Path, site: str, sign: Callable[[bytes], str]) -> None:
-        self._folder, self._site, self._sign = folder, site, sign
+    def __init__(
+        self,
+        folder: Path,
+        site: str,
+        sign: Callable[[bytes], str],
+        signed: Callable[[str, bytes], bool] = lambda signature, message: True,
+    ) -> None:
+        self._folder, self._site, self._sign, self._signed = folder, site, sign, signed
 
     def advertised(self, recipe: str) -> round_keys.Advertised:
         """The public keys of the next session; made now if there are none that are unspent."""
@@ -365,10 +372,10 @@ class Sessions:
         return self._site in session.points and session.of(self._site) == self._advertised(session.recipe)
 
     def _next(self, recipe: str) -> _Keys:
-        """The unspent keys, made anew where those that lie here took part in a session."""
+        """The unspent keys, made anew where those that lie here took part in a session, or an old key signed them."""
         path = self._folder / f"{recipe}.keys"
         kept, spent = _read(path, _Keys), {each.channel for each in self._sessions(recipe)}
-        if kept is not None and kept.channel not in spent:
+        if kept is not None and kept.channel not in spent and self._vouched(kept, recipe):
             return kept
         fresh = round_keys.fresh()
         signature = round_keys.advertise(fresh, self._site, recipe, self._sign).signature
@@ -376,6 +383,9 @@ class Sessions:
         storage.make_private(self._folder)
         storage.write_text(path, pair.model_dump_json())
         return pair
+
+    def _vouched(self, keys: _Keys, recipe: str) -> bool:
+        return self._signed(keys.signature, round_keys.signed_bytes(self._public(keys), recipe))
 
     def _public(self, keys: _Keys) -> round_keys.Advertised:
         channel, mask = (round_keys.public(_data(half)) for half in (keys.channel, keys.mask))
