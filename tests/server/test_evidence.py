@@ -13,7 +13,7 @@ import pytest
 
 from fedvfm import errors
 from fedvfm.server import evidence, state_folder
-from fedvfm.server.coordinator import orders
+from fedvfm.server.coordinator import coordinator, orders
 from fedvfm.storage import hash_chain
 from fedvfm.trust import keys, signed_documents
 from fedvfm.trust import study as studies
@@ -68,6 +68,35 @@ def test_every_figure_has_a_line_and_each_line_is_there(town: Town, tmp_path: Pa
     assert "let no score out" not in "".join(evidence.model_card(record))
     record.tested = {"last": {"sites": {site: {"num_examples": 8} for site in ("east", "west")}}}
     assert "let no score out" in "".join(evidence.model_card(record)), "no empty table"
+
+
+def test_a_round_whose_process_was_killed_before_it_was_noted_is_noted_by_the_next(
+    make: Callable[..., Town],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    town = make("east", "west")
+    town.silent = {"west"}  # in round 1: refused is noted too
+    town.when["round", 2] = town.silent.clear
+    noted = coordinator.Coordinator._decided
+
+    def killed(self: coordinator.Coordinator, line: dict[str, Any], *before: Any) -> None:
+        if line["round"] == killed_in[0]:
+            noted(self, {**line, "examples": dict(list(line["examples"].items())[:1]), "refused": {}}, *before)
+            raise errors.Interrupted("killed")
+        noted(self, line, *before)
+
+    monkeypatch.setattr(coordinator.Coordinator, "_decided", killed)
+    killed_in = [1]
+    for killed_in[0] in (1, 3, ROUNDS):
+        with pytest.raises(errors.Interrupted):
+            town.run(quorum=1, round_timeout_s=2.0)
+    monkeypatch.undo()
+    town.run(quorum=1)
+    record = evidence.Record.of(town.server)
+    rows = [(row["round"], row["peer"], row["verdict"]) for row in record.log if row.get("kind") == "update"]
+    took = [(line["round"], site, "admitted") for line in record.journal for site in line["examples"]]
+    assert len(took) == 2 * ROUNDS - 1
+    assert sorted(rows) == sorted([*took, (1, "west", "refused")]), "each once"
 
 
 def rewrite(path: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:

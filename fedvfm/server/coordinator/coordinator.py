@@ -118,6 +118,7 @@ class Coordinator:
             FedvfmError: what stopped the federation.
         """
         rule = rules.make(self._locked.recipe.aggregation)
+        self._catch_up()
         self._surveys = survey_questions.Surveys(grid, self._where)
         while True:
             document = self._where.roster_document() if self._locked.recipe.secure_aggregation is not None else None
@@ -363,13 +364,25 @@ class Coordinator:
         if self._greetings is not None:
             self._greetings.doubt(site, word if refused else "")
 
-    def _decided(self, line: Any) -> None:
-        """Note in the audit log whose updates were admitted in a round, and whose not and why."""
+    def _decided(self, line: Any, noted: Collection[tuple[str, str]] = ()) -> None:
+        """Note in the audit log whose updates were admitted in a round, and whose not and why; each once."""
         about = {"recipe": self._recipe, "round": int(line["round"]), "kind": "update"}
         for site in line["examples"]:
-            self._where.audit.record("decided", verdict="admitted", peer=site, **about)
+            if (site, "admitted") not in noted:
+                self._where.audit.record("decided", verdict="admitted", peer=site, **about)
         for site, why in line["refused"].items():
-            self._where.audit.record("decided", verdict="refused", peer=site, reason=why["reason"], **about)
+            if (site, "refused") not in noted:
+                self._where.audit.record("decided", verdict="refused", peer=site, reason=why["reason"], **about)
+
+    def _catch_up(self) -> None:
+        """Note of the last round what a process did not that was killed once the round was in the journal."""
+        path = self._where.run_path(self._recipe) / "journal.jsonl"
+        line = journals.Journal(path, self._recipe).rounds[-1] if self._done() else {}
+        if not line or "copied" in line:  # of another recipe's round, before a rerun
+            return
+        wanted = {"event": "decided", "kind": "update", "recipe": self._recipe, "round": line["round"]}
+        noted = [row for row in self._where.audit.scan() if wanted.items() <= row.items()]
+        self._decided(line, {(str(row["peer"]), str(row["verdict"])) for row in noted})
 
     def _left_out(self, site: str, word: str) -> None:
         """Note in the audit log that a site takes no part, for what it answered in the handshake."""
@@ -446,6 +459,7 @@ def say(event: str, /, **fields: object) -> None:
 def main(folder: Path, port: int, server: schema.ServerConfig) -> None:
     """Be the coordinator's process until the federation is finished."""
     where = state_folder.open_state(folder)
+    state_folder.note_enrolled(where)
     link = superlink.SuperLink(folder / RUN / "superlink", port).link
     control = runtime.Control(link)
     sync(control, where.sites())
