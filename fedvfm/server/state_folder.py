@@ -334,6 +334,9 @@ def invite(where: State, site: str, days: int = invites.VALID_DAYS) -> Path:
 def approve(where: State, path: Path, told: str | None = None) -> tuple[rosters.Entry, bool]:
     """Check a request file and put its key on the roster.
 
+    Done again for a request whose key is there it is refused, but where a killed process left the line of the audit log
+    out: then that is written.
+
     Args:
         where: the state folder.
         path: the request.
@@ -348,14 +351,35 @@ def approve(where: State, path: Path, told: str | None = None) -> tuple[rosters.
     request = signed_documents.read(path, requests.Request, "request")
     try:
         _require_told(f"request of site '{request.site}'", request.public_key, told)
-        entry = where.roster.approve(request, signed_documents.now())
+        left = [one for one in _not_enrolled(where) if one.public_key == request.public_key]
+        entry = left[0] if left else where.roster.approve(request, signed_documents.now())
     except errors.TrustError:
         where.audit.record("decided", kind="request", verdict="refused", peer=request.site)
         raise
-    about = {"reason": "unchecked"} if told is None else {}
+    _enrolled(where, entry, checked=told is not None)
+    return entry, entry.recipe == where.about.recipe
+
+
+def _enrolled(where: State, entry: rosters.Entry, *, checked: bool) -> None:
+    about = {} if checked else {"reason": "unchecked"}
     where.audit.record("enrolled", site=entry.site, key=entry.key_fingerprint, recipe=entry.recipe, **about)
     where.invite_path(entry.site).unlink(missing_ok=True)
-    return entry, entry.recipe == where.about.recipe
+
+
+def _not_enrolled(where: State) -> list[rosters.Entry]:
+    """The sites on the roster whose key no line of the audit log names: a process was killed between the two."""
+    noted = {str(line["key"]) for line in where.audit.scan() if line["event"] in audit.KEY_EVENTS}
+    known = [entry for entry in where.sites().values() if entry.status in rosters.KNOWN]
+    return [one for one in known if one.key_fingerprint not in noted and not where.roster.rekeyed(one.site)]
+
+
+def note_enrolled(where: State) -> None:
+    """Write the lines of the audit log that a killed :func:`approve` left out; whether a key was checked is lost then.
+
+    Without its line a site that was enrolled anew would be held to the log of its old folder.
+    """
+    for entry in _not_enrolled(where):
+        _enrolled(where, entry, checked=False)
 
 
 def rekey(where: State, path: Path, told: str | None = None) -> rosters.Entry:

@@ -192,6 +192,31 @@ def test_a_token_is_good_once(tmp_path: Path, server: enrolment.State) -> None:
     assert server.sites()["north"].public_key + "\n" == first.public_key.read_text()
 
 
+@pytest.mark.parametrize("again", ["approve", "start"])
+def test_an_approval_that_was_killed_before_it_was_noted_is_noted(
+    tmp_path: Path, server: enrolment.State, again: str
+) -> None:
+    site = joined(tmp_path / "a", server, "north")
+    request = signed_documents.read(site.request, requests.Request, "request")
+    entry = server.roster.approve(request, signed_documents.now())  # as far as the killed process came
+    assert [line["event"] for line in server.audit.entries] == ["opened", "invited", "invited"]
+    if again == "approve":
+        assert enrolment.approve(server, site.request, site.spoken_key) == (entry, True)
+    else:
+        enrolment.note_enrolled(server)
+        enrolment.note_enrolled(server)
+    line = server.audit.entries[-1]
+    assert (line["event"], line["key"], line.get("reason")) == (
+        "enrolled",
+        entry.key_fingerprint,
+        None if again == "approve" else "unchecked",
+    )
+    assert len(server.audit.entries) == 4
+    assert not server.invite_path("north").exists()
+    with pytest.raises(errors.TrustError, match="approved already and its invite used up"):
+        enrolment.approve(server, site.request)
+
+
 def _approve(folder: Path, request: Path, found: Any) -> None:
     try:
         enrolment.approve(enrolment.open_state(folder), request)
