@@ -463,6 +463,15 @@ def test_scores_are_counted_by_adapter() -> None:
     assert caught.value.reason == "policy-evaluations"
     assert make().most_evaluations == 6, "one more than rounds: the test"
     assert policy.evaluations(make_recipe(evaluation={"every": 2})) == 4
+    rare = make_recipe(rounds=10, evaluation={"surface": False, "every": 4})
+    for number in (1, 4, 8, 10):  # the first one too: it is the last where a coordinator ends there
+        asked = protocol.Task(rare, number, adapter(number), split="val")
+        policy.check_task(make(), asked, protocol.EVALUATE, audit.Usage())
+    for number in (2, 3, 5, 9):
+        asked = protocol.Task(rare, number, adapter(number), split="val")
+        with pytest.raises(errors.PolicyRefused, match="validates after every 4 rounds") as caught:
+            policy.check_task(make(), asked, protocol.EVALUATE, audit.Usage())
+        assert caught.value.reason == "policy-message"
     assert policy.evaluations(make_recipe(evaluation={"every": 0})) == 1
 
 
