@@ -273,8 +273,9 @@ def _read_safetensors(files: Sequence[Path]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for path in files:
         if path.suffix == ".safetensors":
-            found |= safetensors.torch.load_file(path)
-            pickled.require_plain(path, found)
+            part = safetensors.torch.load_file(path)
+            pickled.require_plain(path, part)
+            found |= part
     return found
 
 

@@ -161,6 +161,14 @@ def test_rows_of_all_types_read_back(tmp_path: Path) -> None:
     assert all(torch.equal(back[name], value) and back[name].dtype == value.dtype for name, value in given.items())
 
 
+def test_each_shard_is_held_to_its_own_size(tmp_path: Path) -> None:
+    """The last shard is often a small one; all of them together are no more than their files."""
+    large, small = tmp_path / "large.safetensors", tmp_path / "small.safetensors"
+    safetensors.torch.save_file({"a": torch.zeros(1000, 100)}, large)
+    safetensors.torch.save_file({"b": torch.zeros(2)}, small)
+    assert sorted(convert._read_safetensors([large, small])) == ["a", "b"]
+
+
 def test_shards_are_taken_as_they_are(tiny_dino: Path, tmp_path: Path) -> None:
     model = transformers.Dinov2Model.from_pretrained(tiny_dino)
     model.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
