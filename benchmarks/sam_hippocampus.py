@@ -80,6 +80,7 @@ WHOLE_VOLUMES = (
 """What makes the experiment one of volumes: all slices, pieces of nearly a whole volume, steps as in the other arms."""
 ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "deep": ("head unet-deep on the frozen encoder, no decoder", ()),
+    "deep-45": ("the same in 45 rounds", ("recipe.rounds=45",)),
     "monai-dice": ("the same with MONAI's Dice loss", ("recipe.task.options={neighbours=0.25}",)),
     "unet": ("head unet on the frozen encoder, before", SHALLOW),
     "few-steps": (
