@@ -64,6 +64,7 @@ def test_arms_run_once_and_end_in_a_table(
     sets += bench.TINY
     folder = volumes / "runs"
     bench.run(["prompt-free", "oracle"], [0], folder, sets, baselines=False)
+    bench.run(["prompt-free"], [1], folder, sets, baselines=False)
     monkeypatch.setattr(bench, "simulate", lambda *_: pytest.fail("a finished run is not run again"))
     bench.run(["prompt-free", "oracle"], [0], folder, sets, baselines=False)
     monkeypatch.setattr(bench, "RESULTS", volumes / "none.json")
@@ -72,6 +73,11 @@ def test_arms_run_once_and_end_in_a_table(
     assert all(0 <= value <= 1 for row in costs.values() for value in row.values())
     figures = {**bench.collect(folder), "jitter": costs}
     assert figures["unfinished"] == {}
+    both = figures["arms"]["prompt-free"]
+    scores = both["arms"]["federated"]["by_seed"]
+    assert (both["seeds"], list(scores)) == ([0, 1], ["0", "1"]), "of one arm, though a seed deals the cases too"
+    assert both["arms"]["federated"]["macro"] == pytest.approx(sum(scores.values()) / 2)
+    assert figures["arms"]["oracle"]["seeds"] == [0]
     row = bench.unfinished(folder / "oracle" / "seed-0")
     assert (row["local-only"], row["pooled"]) == ({}, {}), "no baselines"
     assert row["federated"].keys() == hippocampus.SHARES.keys()
