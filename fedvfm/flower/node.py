@@ -186,7 +186,7 @@ class _HandedOver:
     def get_object_tree(self, object_id: str) -> Any:
         """What a reply is made of, which is sent from now on."""
         tree = self._store.get_object_tree(object_id)
-        self._parts = [one.object_id for one in trees.iterate_object_tree(tree)]
+        self._parts = [part.object_id for part in trees.iterate_object_tree(tree)]
         self._there, self._waited = 0, 0.0
         return tree
 
@@ -196,17 +196,17 @@ class _HandedOver:
         Raises:
             ObjectPullError: if it can be said to come no more; Flower's loop logs it and goes on.
         """
-        found: bytes | None = self._store.get(object_id)
+        part: bytes | None = self._store.get(object_id)
         now = time.monotonic()
-        self._waited = self._waited + min(LOOK_S, now - self._looked) if found == b"" else 0.0
+        self._waited = self._waited + min(LOOK_S, now - self._looked) if part == b"" else 0.0
         self._looked = now
         if self._waited > HAND_OVER_S:
-            there = sum(self._store.get(part) != b"" for part in self._parts)
+            there = sum(self._store.get(other) != b"" for other in self._parts)
             if there <= self._there:
                 why = f"the executor handed over no part of its reply for {HAND_OVER_S:g} s"
                 raise parts.ObjectPullError(object_id, why)
             self._there, self._waited = there, 0.0
-        return found
+        return part
 
 
 class _Coming:

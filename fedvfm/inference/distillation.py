@@ -280,8 +280,8 @@ def _labelled(folder: Path, model: adapted_model.AdaptedModel) -> samples.Source
     Raises:
         ConfigError, DataError: if they are not the task's.
     """
-    made = sources.make(schema.SourceConfig(source="folder", path=str(folder)), model.recipe.data)
-    source = bags.of(made, model.recipe)
+    plain = sources.make(schema.SourceConfig(source="folder", path=str(folder)), model.recipe.data)
+    source = bags.of(plain, model.recipe)
     faults = labels.faults(model.recipe, source.info)
     if faults:
         raise errors.ConfigError(f"--score {folder}", faults)

@@ -351,7 +351,7 @@ def approve(where: State, path: Path, told: str | None = None) -> tuple[rosters.
     request = signed_documents.read(path, requests.Request, "request")
     try:
         _require_told(f"request of site '{request.site}'", request.public_key, told)
-        left = [one for one in _not_enrolled(where) if one.public_key == request.public_key]
+        left = [entry for entry in _not_enrolled(where) if entry.public_key == request.public_key]
         entry = left[0] if left else where.roster.approve(request, signed_documents.now())
     except errors.TrustError:
         where.audit.record("decided", kind="request", verdict="refused", peer=request.site)
@@ -370,7 +370,7 @@ def _not_enrolled(where: State) -> list[rosters.Entry]:
     """The sites on the roster whose key no line of the audit log names: a process was killed between the two."""
     noted = {str(line["key"]) for line in where.audit.scan() if line["event"] in audit.KEY_EVENTS}
     known = [entry for entry in where.sites().values() if entry.status in rosters.KNOWN]
-    return [one for one in known if one.key_fingerprint not in noted and not where.roster.rekeyed(one.site)]
+    return [entry for entry in known if entry.key_fingerprint not in noted and not where.roster.rekeyed(entry.site)]
 
 
 def note_enrolled(where: State) -> None:

@@ -267,8 +267,8 @@ def _require_unanswered(policy: schema.PolicyConfig, task: protocol.Task, used: 
     if task.split == "val" and not every:
         raise errors.PolicyRefused("policy-message", "the recipe never validates")
     if task.split == "val" and task.round % every and task.round not in ends:
-        told = f"a score on val of round {task.round} is asked for; the recipe validates after every {every} rounds"
-        raise errors.PolicyRefused("policy-message", told)
+        why = f"a score on val of round {task.round} is asked for; the recipe validates after every {every} rounds"
+        raise errors.PolicyRefused("policy-message", why)
     asked = (task.round, task.split, "" if task.state is None else task.state.fingerprint)
     if asked not in used.evaluated and len(used.evaluated) >= policy.most_evaluations:
         told = f"{len(used.evaluated)} adapters are scored; policy.max_evaluations = {policy.most_evaluations}"

@@ -85,10 +85,10 @@ def _unread(name: str, rows: Sequence[Row], other: Path) -> list[errors.Fault]:
         DataError: if the other table cannot be read.
     """
     theirs, own = index.read_csv(other, ("id",)), {row["id"]: row for row in rows}
-    told = {key: {row["id"]: row[key] for row in theirs if row.get(key)} for key in ONE_TABLE}
+    said = {key: {row["id"]: row[key] for row in theirs if row.get(key)} for key in ONE_TABLE}
     return [
         defect.TABLE.fault(f"{other.name}: has a column {key}, but {name} is read; move the column there")
-        for key, cells in told.items()
+        for key, cells in said.items()
         if any(image in own and own[image].get(key) != cell for image, cell in cells.items())
     ]
 

@@ -90,7 +90,7 @@ def _key(path: Path, words: str) -> Key:
         return str(path), dicom_series.stamp(path), words
     file = nifti.file_of(path)
     files = [file, *metaimage.beside(file)]
-    states = [one.stat() for one in files if one.is_file()]
+    states = [each.stat() for each in files if each.is_file()]
     return str(path), tuple(number for state in states for number in (state.st_mtime_ns, state.st_size)) or (0,), words
 
 
