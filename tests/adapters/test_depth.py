@@ -102,6 +102,7 @@ def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 def test_depth_with_automatic_prompts_file_and_export(sam_folders: dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     folder = sam_folders["tinyvit"]

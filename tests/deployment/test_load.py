@@ -56,6 +56,8 @@ def _flooded(folder: Path, connections: int, rounds: int, seconds: float) -> Non
     print(f"{connections} at a time, {sum(kinds.values())} in all, {number - 2} rounds, {memory}, refused {refused}")
 
 
+@pytest.mark.slow
+@pytest.mark.alone
 def test_rounds_go_on_under_a_flood(tmp_path: Path) -> None:
     _flooded(tmp_path, 600, 2, 4.0)
 
