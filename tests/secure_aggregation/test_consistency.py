@@ -27,10 +27,7 @@ class Lying:
     def __init__(self, folder: Path, names: list[str], colluders: int, inboxes: Lists | None = None) -> None:
         self.names, inboxes = sorted(names), inboxes or {}
         self.keys = {name: keys.make() for name in self.names}
-        self.own = {
-            name: masking.Sessions(folder / name, name, lambda text, key=key: keys.sign(key, text))
-            for name, key in self.keys.items()
-        }
+        self.own = {name: masking.Sessions(folder / name, name, lambda key=key: key) for name, key in self.keys.items()}
         members = tuple(self.own[name].advertised(RECIPE) for name in self.names)
         threshold = sessions.least_threshold(len(names), colluders)
         self.session = sessions.Session(RECIPE, 1, BASE, ROSTER, threshold, members)

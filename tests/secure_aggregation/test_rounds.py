@@ -256,7 +256,7 @@ def test_an_invented_peer_is_refused_by_every_site(study: Study) -> None:
     public = {**study.document.keys, "zoo": keys.public_text(other)}
     forged = roster_document.make(keys.make(), "tiny", public)
     study.document = forged  # the coordinator's; the sites keep the one that was approved
-    own = masking.Sessions(study.folder / "zoo", "zoo", lambda text: keys.sign(other, text))
+    own = masking.Sessions(study.folder / "zoo", "zoo", lambda: other)
     site = SecureSite("zoo", examples=5)
     site.own, site.document, site.fails = own, forged, lambda *words: False
     study.sites.append(site)

@@ -363,12 +363,12 @@ class Asked:
     def __init__(self, folder: Path, made_from: schema.Recipe, names: Sequence[str]) -> None:
         self.recipe, self.folder = made_from, folder
         self.keys = {name: keys.make() for name in names}
-        self.own = {name: masking.Sessions(folder / name, name, self._signs(name)) for name in names}
+        self.own = {name: masking.Sessions(folder / name, name, self._key(name)) for name in names}
         self.document = self.roster(names)
         self.start = numpy_sites.lock(made_from).adapter
 
-    def _signs(self, name: str) -> Any:
-        return lambda text: keys.sign(self.keys[name], text)
+    def _key(self, name: str) -> Any:
+        return lambda: self.keys[name]
 
     def roster(self, names: Sequence[str]) -> roster_document.RosterDocument:
         public = {name: keys.public_text(self.keys[name]) for name in names}

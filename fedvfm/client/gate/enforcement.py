@@ -7,6 +7,7 @@ kept for review, so that ``fedvfm client review`` can show it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import time
@@ -98,14 +99,8 @@ class HospitalTerms:
     @property
     def sessions(self) -> masking.Sessions:
         """This site's sessions of secure aggregation."""
-
-        def sign(message: bytes) -> str:
-            return keys.sign(keys.read_private(self.where.key), message)
-
-        def signed(signature: str, message: bytes) -> bool:
-            return keys.verified(keys.read_private(self.where.key).public_key(), signature, message)
-
-        return masking.Sessions(self.where.secure, self.where.about.site, sign, signed)
+        key = functools.partial(keys.read_private, self.where.key)
+        return masking.Sessions(self.where.secure, self.where.about.site, key)
 
     @property
     def history(self) -> history.History:

@@ -41,6 +41,7 @@ from fedvfm.protocol import secure_messages
 from fedvfm.secure_aggregation import consistency, discrete_gaussian, masks, participant, round_keys, shared_noise
 from fedvfm.secure_aggregation import session as sessions
 from fedvfm.storage import storage
+from fedvfm.trust import keys as signing
 
 _Bytes = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]+={0,2}$", max_length=400)]
 _Secret = Annotated[str, Field(pattern=r"^([A-Za-z0-9+/]+={0,2})?$", max_length=400)]
@@ -109,18 +110,14 @@ class Sessions:
     Args:
         folder: private; made when needed.
         site: the site's name.
-        sign: signs with the site's own key, which the roster document names.
-        signed: whether a signature on a message is of the key that the site has now: it may take another one.
+        key: reads the site's own key, which the roster document names: a site may take another one.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        site: str,
-        sign: Callable[[bytes], str],
-        signed: Callable[[str, bytes], bool] = lambda signature, message: True,
-    ) -> None:
-        self._folder, self._site, self._sign, self._signed = folder, site, sign, signed
+    def __init__(self, folder: Path, site: str, key: Callable[[], signing.Private]) -> None:
+        self._folder, self._site, self._key = folder, site, key
+
+    def _sign(self, message: bytes) -> str:
+        return signing.sign(self._key(), message)
 
     def advertised(self, recipe: str) -> round_keys.Advertised:
         """The public keys of the next session; made now if there are none that are unspent."""
@@ -385,7 +382,8 @@ class Sessions:
         return pair
 
     def _vouched(self, keys: _Keys, recipe: str) -> bool:
-        return self._signed(keys.signature, round_keys.signed_bytes(self._public(keys), recipe))
+        message = round_keys.signed_bytes(self._public(keys), recipe)
+        return signing.verified(self._key().public_key(), keys.signature, message)
 
     def _public(self, keys: _Keys) -> round_keys.Advertised:
         channel, mask = (round_keys.public(_data(half)) for half in (keys.channel, keys.mask))
