@@ -76,7 +76,7 @@ def held(where: str, file: Path) -> list[structures.Structure]:
     Raises:
         DataError: if it is damaged.
     """
-    return [structure for structure, _ in _regions(where, file)]
+    return [structure for structure, _, _ in _regions(where, file)]
 
 
 def images(where: str, file: Path) -> set[str]:
@@ -121,7 +121,7 @@ def check(where: str, file: Path, image: headers.Header) -> tuple[str, ...]:
     if (named and not named & own) or (not named and _other_frame(where, file, image)):
         raise defect.MASK_GEOMETRY.error(f"{where}: made on other images; bring the structure set of these")
     notes: list[str] = []
-    for _, closed in _regions(where, file, notes):
+    for _, closed, _ in _regions(where, file, notes):
         try:
             planes = _planes(where, closed, image)
         except errors.DataError:
@@ -153,12 +153,13 @@ def draw(
             a structure drawn on every second slice only; coordinates that are no numbers.
     """
     columns, rows, _ = image.stored.shape
-    elsewhere = _elsewhere(where, file, image)
-    for at, (structure, closed) in enumerate(_regions(where, file), 1):
+    own = _frame_of(where, image)
+    for at, (structure, closed, frame) in enumerate(_regions(where, file), 1):
         number = at if chosen is None else chosen.get(structure.key)
         if not number:
             continue
-        if structure.value in elsewhere and not _named(closed) & {frame.uid for frame in image.frames}:
+        elsewhere = own and frame and frame != own
+        if elsewhere and not _named(closed) & {each.uid for each in image.frames}:
             raise defect.MASK_GEOMETRY.error(
                 f"{where}: {structure.shown} was drawn on other images, in another frame of reference; bring the "
                 "structure set of these"
@@ -182,13 +183,16 @@ def draw(
 
 def _regions(
     where: str, file: Path, notes: list[str] | None = None
-) -> list[tuple[structures.Structure, tuple[Any, ...]]]:
-    """Every region that has closed contours, with these; where others are left out a note is added."""
+) -> list[tuple[structures.Structure, tuple[Any, ...], str]]:
+    """Every region that has closed contours, with these and its frame of reference (empty where none is said).
+
+    Where others are left out a note is added.
+    """
     tags = dicom.read_tags(file, where, TAGS)
     try:
-        names = {
-            int(item.ROINumber): str(item.get("ROIName") or "") for item in tags.get("StructureSetROISequence") or ()
-        }
+        listed = {int(item.ROINumber): item for item in tags.get("StructureSetROISequence") or ()}
+        names = {number: str(item.get("ROIName") or "") for number, item in listed.items()}
+        frames = {number: str(item.get("ReferencedFrameOfReferenceUID") or "") for number, item in listed.items()}
         codes = {
             int(item.ReferencedROINumber): structures.coded(item, "RTROIIdentificationCodeSequence")
             for item in tags.get("RTROIObservationsSequence") or ()
@@ -202,8 +206,9 @@ def _regions(
             words = tuple({structures.plain(meaning)} - {""})
             name = structures.plain(names.get(number, ""))
             if closed:
-                regions.append((structures.Structure(number, code, name, words, region=True), closed))
-        if notes is not None and set(names) - {structure.value for structure, _ in regions}:
+                structure = structures.Structure(number, code, name, words, region=True)
+                regions.append((structure, closed, frames.get(number, "")))
+        if notes is not None and set(names) - {structure.value for structure, _, _ in regions}:
             notes.append(UNDRAWN)
         if notes is not None and partly:
             notes.append(OPEN)
@@ -215,21 +220,6 @@ def _regions(
 def _frame_of(where: str, image: headers.Header) -> str:
     """The frame of reference of images, empty where they do not say it."""
     return str(dicom.read_tags(image.frames[0].file, where, ("FrameOfReferenceUID",)).get("FrameOfReferenceUID") or "")
-
-
-def _elsewhere(where: str, file: Path, image: headers.Header) -> set[int]:
-    """Numbers of the regions that lie in another frame of reference than the images, where both say theirs.
-
-    Raises:
-        DataError: if the file is damaged.
-    """
-    own, tags = _frame_of(where, image), dicom.read_tags(file, where, TAGS)
-    try:
-        listed = tags.get("StructureSetROISequence") or ()
-        frames = {int(item.ROINumber): str(item.get("ReferencedFrameOfReferenceUID") or "") for item in listed}
-    except dicom.BROKEN as error:
-        raise dicom.damaged(where, error) from None
-    return {number for number, frame in frames.items() if own and frame and frame != own}
 
 
 def _other_frame(where: str, file: Path, image: headers.Header) -> bool:
