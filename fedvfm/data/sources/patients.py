@@ -39,9 +39,9 @@ def read_table(
     rows = index.read_csv(path, ("id",))
     # Tables of labels are all read anyway; beside masks a second table is nobody's.
     others = [folder / name for name in tables if name != path.name] if "labels.csv" in tables else []
-    faults = [fault for other in others if other.is_file() for fault in _unread(path.name, rows, other)]
-    faults += [defect.TABLE.fault(f"{path.name}: {fault}") for fault in index.duplicates(rows, "id")]
     table: dict[str, Row] = {row["id"]: row for row in rows}
+    faults = [fault for other in others if other.is_file() for fault in _unread(path.name, table, other)]
+    faults += [defect.TABLE.fault(f"{path.name}: {fault}") for fault in index.duplicates(rows, "id")]
     faults += [
         defect.TABLE.fault(f"{path.name}: id '{name}' has no image; remove the row or bring the file")
         for name in table
@@ -54,7 +54,7 @@ def read_table(
     for name, row in table.items():
         faults += [
             defect.TABLE.fault(f"{path.name}: id '{name}' has no {key}; fill it in or drop the column")
-            for key in ("patient", "split", "site", "case")
+            for key in ONE_TABLE
             if row.get(key) == ""
         ]
         if row.get("split", "train") not in ("", *SPLITS):
@@ -76,7 +76,7 @@ def read_table(
     return table, faults
 
 
-def _unread(name: str, rows: Sequence[Row], other: Path) -> list[errors.Fault]:
+def _unread(name: str, table: Mapping[str, Row], other: Path) -> list[errors.Fault]:
     """A fault for each column of :data:`ONE_TABLE` that says something in another table than the one that is read.
 
     Where both say the same of every image nothing is lost.
@@ -84,12 +84,12 @@ def _unread(name: str, rows: Sequence[Row], other: Path) -> list[errors.Fault]:
     Raises:
         DataError: if the other table cannot be read.
     """
-    theirs, own = index.read_csv(other, ("id",)), {row["id"]: row for row in rows}
+    theirs = index.read_csv(other, ("id",))
     said = {key: {row["id"]: row[key] for row in theirs if row.get(key)} for key in ONE_TABLE}
     return [
         defect.TABLE.fault(f"{other.name}: has a column {key}, but {name} is read; move the column there")
         for key, cells in said.items()
-        if any(image in own and own[image].get(key) != cell for image, cell in cells.items())
+        if any(image in table and table[image].get(key) != cell for image, cell in cells.items())
     ]
 
 
