@@ -551,7 +551,7 @@ class Predictor:
             part = slices.part_of(seen.header, item.name, 0, self.view)
             if not dense:
                 rows = self._classes(item, seen.header, shown)
-            elif boxes is not None and part is not None and self._follows(seen.header):
+            elif boxes is not None and self._propagate and part is not None:
                 rows = [self._propagated(item, case, seen.header, part, chosen, boxes)]
             else:
                 computed = self._computed(shown, item.name, seen.header, boxes)
