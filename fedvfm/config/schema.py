@@ -501,6 +501,10 @@ class EvaluationConfig(Strict):
     """(pixels, millimetres of volumes) Of the normalised surface distance. Change: to how far two readers of the same
     image differ."""
 
+    def validates(self, number: int, last: int) -> bool:
+        """Whether the sites validate after a round, where ``last`` is the last one."""
+        return self.every > 0 and (number % self.every == 0 or number == last)
+
 
 class AdmissionConfig(Strict):
     """Bounds an update must keep.

@@ -263,12 +263,13 @@ def _require_unanswered(policy: schema.PolicyConfig, task: protocol.Task, used: 
     if (task.round, task.split) in used.answered or (task.split == "test" and _tested(used) - {task.round}):
         told = f"a score on {task.split} of round {task.round} left already, or another round was tested"
         raise errors.PolicyRefused("policy-evaluations", told)
-    every, ends = task.recipe.evaluation.every, (1, task.recipe.rounds)  # a coordinator may end with round 1
-    if task.split == "val" and not every:
+    evaluation = task.recipe.evaluation
+    if task.split == "val" and not evaluation.every:
         raise errors.PolicyRefused("policy-message", "the recipe never validates")
-    if task.split == "val" and task.round % every and task.round not in ends:
-        why = f"a score on val of round {task.round} is asked for; the recipe validates after every {every} rounds"
-        raise errors.PolicyRefused("policy-message", why)
+    # Of round 0 the first adapter is scored, and a coordinator may end with round 1.
+    if task.split == "val" and task.round > 1 and not evaluation.validates(task.round, task.recipe.rounds):
+        why = f"a score on val of round {task.round} is asked for; the recipe validates after every {evaluation.every} "
+        raise errors.PolicyRefused("policy-message", f"{why}rounds")
     asked = (task.round, task.split, "" if task.state is None else task.state.fingerprint)
     if asked not in used.evaluated and len(used.evaluated) >= policy.most_evaluations:
         told = f"{len(used.evaluated)} adapters are scored; policy.max_evaluations = {policy.most_evaluations}"

@@ -345,12 +345,8 @@ class Federation:
         self._kept = {**joined.kept, **velocity, **lost, **corrected}
         checkpoint.save(self.checkpoints, number, adapter, self._kept, self.recipe.hash)
         storage.fault_point("between-checkpoint-and-journal")
-        every = self.recipe.evaluation.every
-        validation = (
-            self._validate(number, adapter, members)
-            if every and (number % every == 0 or number == self.job.rounds)
-            else {}
-        )
+        validates = self.recipe.evaluation.validates(number, self.job.rounds)
+        validation = self._validate(number, adapter, members) if validates else {}
         self._keep_best(number, adapter, validation)
         line = {
             "round": number,
