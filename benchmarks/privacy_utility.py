@@ -87,6 +87,16 @@ FLUO256: dict[str, Any] = {
     "test_share": 0.25,
     "test": 30,
 }
+NUCLEI: dict[str, Any] = {
+    "task": {"kind": "segmentation", "head": "patch"},
+    "data": {
+        "class_names": ["background", "nucleus"],
+        "input_size": [126, 126],
+        "fit": "native",
+        "intensity": "polarity",
+        "views": 1,
+    },
+}
 SETS = {
     "nuclei": Set(
         "nuclei",
@@ -94,16 +104,7 @@ SETS = {
         "dice",
         "the largest source of nuclei (fluo256, 334 images) divided evenly over two hospitals; the unit is an image; "
         "mean foreground Dice",
-        {
-            "task": {"kind": "segmentation", "head": "patch"},
-            "data": {
-                "class_names": ["background", "nucleus"],
-                "input_size": [126, 126],
-                "fit": "native",
-                "intensity": "polarity",
-                "views": 1,
-            },
-        },
+        NUCLEI,
         FLUO256,
     ),
     "cells": Set(
@@ -130,16 +131,8 @@ SETS = {
         "LiteMedSAM (a linear layer on its image embedding, its last block) on the same images of nuclei; the unit is "
         "an image; mean foreground Dice",
         {
-            "task": {"kind": "segmentation", "head": "patch"},
-            "data": {
-                "class_names": ["background", "nucleus"],
-                "input_size": [112, 112],
-                "fit": "native",
-                "intensity": "polarity",
-                "mean": [0.0, 0.0, 0.0],
-                "std": [1.0, 1.0, 1.0],
-                "views": 1,
-            },
+            **NUCLEI,
+            "data": {**NUCLEI["data"], "input_size": [112, 112], "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]},
         },
         FLUO256,
         "litemedsam",

@@ -360,7 +360,7 @@ def _arms(rows: Mapping[str, Any], runs: Mapping[str, Any]) -> Iterator[str]:
 
 def by_seed(row: Mapping[str, Any]) -> str:
     """The macro Dice of each seed."""
-    return ", ".join(f"{value:.4f} ({seed})" for seed, value in row["arms"]["federated"].get("by_seed", {}).items())
+    return ", ".join(f"{value:.4f} ({seed})" for seed, value in row["arms"]["federated"]["by_seed"].items())
 
 
 def _reached(score: float) -> Iterator[str]:

@@ -34,7 +34,7 @@ def volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_is_no_sam_or_is_told_reaches_no_target() -> None:
     test_sam_shaped.script("block")
     bench: Any = test_sam_shaped.script("sam_hippocampus")
-    score = {"macro": 0.9, "low": None, "high": None}
+    score = {"macro": 0.9, "low": None, "high": None, "by_seed": {"0": 0.9}}
     row = {"arms": {"federated": score}, "difference": None, "seeds": [0]}
     run = {
         "trainable_parameters": 10,
