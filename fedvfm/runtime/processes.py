@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -314,6 +315,44 @@ def told_to_end() -> Iterator[threading.Event]:
     finally:
         for number, handler in zip(ASKED_TO_END, before, strict=True):
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def signals_held_back(tell: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """What asks this process to end calls ``tell`` alone while the block runs, and its own handler later.
+
+    A handler that raises may strike while a lock is being taken or given back, which then stays taken: every other
+    thread that needs it waits for ever. In any thread but the main one, which no signal interrupts, nothing changes.
+
+    Args:
+        tell: called in the main thread, between any two of its steps; must neither raise nor wait for a lock.
+
+    Yields: what runs the handlers of the signals that came; to be called where no lock is held, and called once more at
+        the end of a block that raised nothing.
+    """
+    came: list[int] = []
+    before: dict[int, Callable[..., Any]] = {}
+
+    def note(number: int, _frame: object) -> None:
+        came.append(number)
+        tell()
+
+    def let_through() -> None:
+        while came:
+            number = came.pop(0)
+            before[number](number, None)
+
+    try:
+        for number in ASKED_TO_END if threading.current_thread() is threading.main_thread() else ():
+            handler = signal.getsignal(number)
+            if callable(handler):  # what the system does by itself, or nothing, stays so
+                before[number] = handler
+                signal.signal(number, note)
+        yield let_through
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    let_through()
 
 
 def open_log(path: Path) -> int:

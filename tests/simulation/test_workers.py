@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,38 @@ def test_who_stops_a_run_in_any_thread_stops_it(tiny: Any, one: Path, tmp_path: 
 
     with pytest.raises(KeyboardInterrupt):
         run.simulate(values(tiny, workers=2), output=tmp_path / "run", observer=stop)
+    assert not multiprocessing.active_children()
+    if (tmp_path / "run" / "experiment.json").exists():
+        assert run.resume(tmp_path / "run").summary["fingerprint"] == run.resume(one).summary["fingerprint"]
+
+
+class Struck(threading.Condition):
+    """A condition that Ctrl-C meets in the main thread, once, as it is given back."""
+
+    struck = False
+
+    def __exit__(self, *raised: Any) -> None:
+        if not self.struck and threading.current_thread() is threading.main_thread():
+            self.struck = True
+            signal.raise_signal(signal.SIGINT)
+        super().__exit__(*raised)
+
+
+def test_ctrl_c_while_a_lock_is_given_back_leaves_no_thread_waiting(
+    tiny: Any, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, conditions = workers.Pool.__init__, []
+
+    def with_condition(pool: workers.Pool, *arguments: Any) -> None:
+        begin(pool, *arguments)
+        pool.changed = Struck()
+        conditions.append(pool.changed)
+
+    with monkeypatch.context() as during:
+        during.setattr(workers.Pool, "__init__", with_condition)
+        with pytest.raises(KeyboardInterrupt):
+            run.simulate(values(tiny, workers=2), output=tmp_path / "run")
+    assert [condition.struck for condition in conditions] == [True]
     assert not multiprocessing.active_children()
     if (tmp_path / "run" / "experiment.json").exists():
         assert run.resume(tmp_path / "run").summary["fingerprint"] == run.resume(one).summary["fingerprint"]

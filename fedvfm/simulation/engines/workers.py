@@ -268,16 +268,19 @@ class Pool:
 
         Raises:
             EngineError: if a worker ends.
+            KeyboardInterrupt: if this process is asked to end; :attr:`changed`, for which others wait, is free then.
         """
         lines = {worker.line: worker for worker in self._workers}
-        while not finished():
-            self._hand_out()
-            for ready in connections.wait([*lines, self._bell]):
-                if ready is self._bell:
-                    while self._bell.poll():
-                        self._bell.recv_bytes()
-                else:
-                    self._hear(lines[ready])  # type: ignore[index]
+        with processes.signals_held_back(self.ring) as let_signals_through:
+            while not finished():
+                self._hand_out()
+                for ready in connections.wait([*lines, self._bell]):
+                    if ready is self._bell:
+                        while self._bell.poll():
+                            self._bell.recv_bytes()
+                    else:
+                        self._hear(lines[ready])  # type: ignore[index]
+                let_signals_through()
 
     def _hand_out(self) -> None:
         for worker in self._workers:
