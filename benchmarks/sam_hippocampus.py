@@ -3,6 +3,7 @@
     python benchmarks/sam_hippocampus.py run [--seeds 0 1 2] [--arms unet automatic ...]   resumes run by run
     python benchmarks/sam_hippocampus.py jitter                                                   after the arm "oracle"
     python benchmarks/sam_hippocampus.py neighbours                                               after the arm "deep"
+    python benchmarks/sam_hippocampus.py recorded                                                 after the arm "deep"
     python benchmarks/sam_hippocampus.py speed
     python benchmarks/sam_hippocampus.py report
 
@@ -10,7 +11,9 @@
 ``sam-hippocampus`` as each of :data:`ARMS` differs from it; the first seed of the first arm has the experiment's
 baselines. ``jitter`` scores boxes drawn from the truth, whose sides are moved by more and more, with the adapter of
 round 0 and with that of the arm "oracle". ``neighbours`` scores the adapter of the arm "deep" on validation volumes,
-with more and less of the neighbouring slices in the answer for each slice. ``speed`` times a round of six hospitals
+with more and less of the neighbouring slices in the answer for each slice. ``recorded`` scores every adapter of the
+arms "deep" and "deep-45" on the test volumes as they were recorded, without what the virtual scanners do to them.
+``speed`` times a round of six hospitals
 with 20 cases each once their features are kept, and prediction. ``report`` writes
 ``simulations/results/sam_hippocampus.json`` and the block in ``simulations/README.md``; runs that are no longer there
 keep their rows.
@@ -44,6 +47,7 @@ from fedvfm.state import state
 ROOT = Path(__file__).parents[1]
 EXPERIMENT, RESULTS = "sam-hippocampus", ROOT / "simulations" / "results" / "sam_hippocampus.json"
 JITTERS = (0.0, 0.1, 0.2, 0.3)
+RECORDED = ("deep", "deep-45")
 SHARES = (0.0, 0.15, 0.25, 1 / 3)
 TARGET = 0.865
 
@@ -164,6 +168,19 @@ def neighbours(folder: Path) -> dict[str, float]:
     options = model.recipe.task.options
     shared = {share: another(model, options={**options, "neighbours": share}) for share in SHARES}
     return {f"{share:.2f}": macro(one, model.read(), hospitals, "val") for share, one in shared.items()}
+
+
+def recorded(folders: Sequence[Path]) -> dict[str, float]:
+    """Macro Dice on the test volumes of every hospital without its virtual scanner, by arm and seed."""
+    scores = {}
+    for folder in folders:
+        what = read(folder)
+        plain = what.data.model_copy(update={"options": {**what.data.options, "appearance": False}})
+        hospitals = experiment.hospitals(what.model_copy(update={"data": plain}))
+        model = export.load_adapter(folder / "adapter")
+        name = f"{folder.parent.name}, seed {folder.name.removeprefix('seed-')}"
+        scores[name] = macro(model, model.read(), hospitals)
+    return scores
 
 
 def finished(folder: Path) -> tuple[adapted_model.AdaptedModel, Sequence[Any]]:
@@ -323,6 +340,8 @@ def lines(figures: Mapping[str, Any]) -> Iterator[str]:
         yield from _jitter(figures["jitter"])
     if "neighbours" in figures:
         yield from _neighbours(figures["neighbours"])
+    if "recorded" in figures:
+        yield from _recorded(figures["recorded"])
     if "speed" in figures:
         yield _speed(figures["speed"])
 
@@ -403,6 +422,12 @@ def _neighbours(rows: Mapping[str, float]) -> Iterator[str]:
     yield ""
 
 
+def _recorded(rows: Mapping[str, float]) -> Iterator[str]:
+    yield "The same test volumes as they were recorded, without the virtual scanners (what `fedvfm predict` sees of new"
+    yield f"cases), macro Dice: {'; '.join(f'{name}: {value:.4f}' for name, value in rows.items())}."
+    yield ""
+
+
 def _jitter(rows: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     yield "Boxes from the truth, each side moved by up to this share of the box's width or height; macro Dice:"
     yield ""
@@ -431,7 +456,7 @@ def write(figures: Mapping[str, Any]) -> None:
 def main(words: Sequence[str] | None = None) -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "jitter", "neighbours", "speed", "report"))
+    parser.add_argument("what", choices=("run", "jitter", "neighbours", "recorded", "speed", "report"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
     parser.add_argument("--output", type=Path, default=Path("runs/sam-hippocampus"))
@@ -446,6 +471,9 @@ def main(words: Sequence[str] | None = None) -> None:
         measured["jitter"] = jitter(sorted((asked.output / "oracle").glob("seed-*"))[0])
     elif asked.what == "neighbours":
         measured["neighbours"] = neighbours(sorted((asked.output / "deep").glob("seed-*"))[0])
+    elif asked.what == "recorded":
+        folders = [path.parent for arm in RECORDED for path in sorted((asked.output / arm).glob("seed-*/summary.json"))]
+        measured["recorded"] = recorded(folders)
     elif asked.what == "speed":
         measured["speed"] = speed(asked.output, sets)
     figures = {**collect(asked.output), **measured}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,8 @@ FOREGROUND = 1 / 3
 LARGEST_VOLUME = 2**29
 """Voxels of a resampled volume, 2 GiB in each channel: a recipe's spacing must not fill a site's memory."""
 
+LITTLE_LOST = 0.9
+"""Mean of :func:`kept_dice` below which it is said: no model comes near to what it would score without the loss."""
 DROPOUT = "channel-dropout"
 
 Image = NDArray[np.float32]
@@ -330,6 +332,45 @@ def resize_mask(mask: Mask, size: Sequence[int]) -> Mask:
         for old, new in zip(mask.shape, size, strict=True)
     )
     return np.ascontiguousarray(mask[np.ix_(*places)], dtype=np.int64)
+
+
+def kept_dice(mask: Mask, size: Sequence[int]) -> dict[int, float]:
+    """What a model scores that answers this mask, as training shows it in a size, without a fault.
+
+    Its answer is enlarged to the image's own size, as every answer is before it is scored: what is finer than a cell of
+    ``size`` is lost.
+
+    Args:
+        mask: (H, W) class numbers; 0 is the background.
+        size: (h, w) of the model's input.
+
+    Returns: Dice by class number, of the classes in the mask.
+    """
+    numbers, small = np.unique(mask), resize_mask(mask, size)
+    best, answer = torch.full(mask.shape, -1.0), np.full(mask.shape, -1, dtype=np.int64)
+    for number in numbers:
+        own = torch.from_numpy(small == number)[None, None].float()
+        own = torch.nn.functional.interpolate(own, size=mask.shape, mode="bilinear", align_corners=False)[0, 0]
+        answer[(own > best).numpy()] = number
+        best = torch.maximum(best, own)
+    return {
+        int(number): float(2 * ((mask == number) & (answer == number)).sum())
+        / float((mask == number).sum() + (answer == number).sum())
+        for number in numbers
+        if number
+    }
+
+
+def lost_detail(rows: Sequence[Mapping[int, float]], names: Sequence[str]) -> str:
+    """The classes of which the recipe's size loses much, in words; empty where it loses little.
+
+    Args:
+        rows: :func:`kept_dice` of masks.
+        names: of the classes.
+    """
+    by_class = {name: [row[at] for row in rows if at in row] for at, name in enumerate(names)}
+    kept = {name: float(np.mean(values)) for name, values in by_class.items() if values}
+    return ", ".join(f"{name} {value:.2f}" for name, value in kept.items() if value < LITTLE_LOST)
 
 
 def normalise(batch: NDArray[np.float32], contract: schema.DataContract) -> NDArray[np.float32]:

@@ -27,7 +27,7 @@ from fedvfm.model import device as devices
 from fedvfm.report import charts, progress
 from fedvfm.server.rounds import federation
 from fedvfm.server.rounds import summary as summaries
-from fedvfm.simulation import attacks, baselines, experiment, imbalance, personal, run_folder, tables, untrained
+from fedvfm.simulation import attacks, baselines, detail, experiment, imbalance, personal, run_folder, tables, untrained
 from fedvfm.simulation.engines import worker_schedule
 from fedvfm.simulation.results import examination, number_format, simulated_epsilon, site_errors, summary
 from fedvfm.state import groups
@@ -274,6 +274,7 @@ def notes(what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hospita
         groups.describe(what.recipe),
         prompts.describe(what.recipe.task),
         imbalance.note(what, hospitals),
+        detail.note(what, hospitals),
     ]
     return [note for note in dict.fromkeys(told) if note]
 

@@ -645,6 +645,19 @@ def test_sizes_against_the_recipe() -> None:
     assert "small-images" not in judge(Given(pixels))
 
 
+def test_structures_finer_than_the_recipe_s_pixels() -> None:
+    fine = np.zeros((200, 200), dtype=np.int64)
+    fine[::10], fine[100:, 100:] = 1, 2
+    pixels = [samples.Pixels(image(at, (1, 200, 200)), fine) for at in range(2)]
+    told = judge(Given(pixels), contract(input_size=(64, 64)))["detail-lost"]
+    assert (told.severity, told.count) == ("warning", 2)
+    assert "lesion 0." in told.problem
+    assert "cyst" not in told.problem
+    assert "detail-lost" not in judge(Given(pixels), contract(input_size=(224, 224)))
+    assert "detail-lost" not in judge(Given(pixels), contract(input_size=(64, 64), fit="native"))
+    assert "detail-lost" not in judge(Given(pixels))
+
+
 def test_colour_and_polarity() -> None:
     colour = samples.Pixels(image(0, (3, 40, 40)), square())
     grey = samples.Pixels(np.repeat(image(1), 3, axis=0), square())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from fedvfm import errors
 from fedvfm.config import schema
 from fedvfm.data import sample as data
 from fedvfm.data import transforms
+from fedvfm.tasks import segmentation
 
 
 def contract(**values: object) -> schema.DataContract:
@@ -170,3 +172,39 @@ def test_augmentations_join_in_order_and_need_no_mask() -> None:
         transforms.augment(image, None, ("flipp",), np.random.default_rng(0))
     with pytest.raises(errors.DataError, match="'rot90' needs a square input size, not 48 x 60"):
         transforms.augment(square(48, 60).image, None, ("rot90",), np.random.default_rng(0))
+
+
+def stripes(width: int, size: int = 240, every: int = 24) -> np.ndarray:
+    """Vertical stripes of class 1, so many pixels wide, and one broad square of class 2."""
+    mask = ((np.arange(size) % every) < width).astype(np.int64)[None].repeat(size, axis=0)
+    mask[:80, :80] = 2
+    return mask
+
+
+@pytest.mark.parametrize(("width", "kept"), [(1, (0.0, 0.6)), (3, (0.6, 0.9)), (12, (0.9, 1.0))])
+def test_what_is_finer_than_the_model_s_pixels_is_lost(width: int, kept: tuple[float, float]) -> None:
+    dice = transforms.kept_dice(stripes(width), (96, 96))
+    assert kept[0] <= dice[1] <= kept[1]
+    assert dice[2] > 0.95
+    assert dice.keys() == {1, 2}, "the background is no structure"
+
+
+def test_what_is_kept_is_the_score_of_an_answer_that_equals_the_training_mask() -> None:
+    truth = stripes(3)
+    small = torch.from_numpy(transforms.resize_mask(truth, (96, 96)))
+    answer = segmentation.classes_at(torch.nn.functional.one_hot(small, 3).movedim(-1, 0), truth.shape)
+    scored = {
+        at: 2 * ((answer == at) & (truth == at)).sum() / ((answer == at).sum() + (truth == at).sum()) for at in (1, 2)
+    }
+    assert transforms.kept_dice(truth, (96, 96)) == pytest.approx(scored)
+
+
+@pytest.mark.parametrize("size", [(240, 240), (480, 480)])
+def test_nothing_is_lost_where_nothing_becomes_smaller(size: tuple[int, int]) -> None:
+    assert transforms.kept_dice(stripes(3), size) == pytest.approx({1: 1.0, 2: 1.0}, abs=0.02)
+
+
+def test_lost_detail_in_words() -> None:
+    rows = [{1: 0.5, 2: 0.99}, {1: 0.7}, {}]
+    assert transforms.lost_detail(rows, ("rest", "vessel", "disc", "never")) == "vessel 0.60"
+    assert transforms.lost_detail([], ("rest", "vessel")) == ""

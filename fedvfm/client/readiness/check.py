@@ -180,6 +180,8 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
             continue
         if one.code == "imbalance" and recipe is not None and _balances(recipe):
             continue
+        if one.code == "detail-lost" and recipe is not None and recipe.task.kind != "segmentation":
+            continue
         made.findings.append(_explained(site, one))
     made.raw, made.source, made.fits = raw, source, not contract
     made.findings += _policy(made.own, made.seen) if made.fits else []

@@ -380,6 +380,12 @@ DATA: dict[str, Entry] = {
     "sizes-vary": Entry(
         _N, "The same structure then has different sizes for the model.", "Nothing to do if it is so by nature."
     ),
+    "detail-lost": Entry(
+        _W,
+        "What is finer than a pixel of the recipe's input_size is not learned, and no model scores much above that.",
+        'Ask for a larger input_size, or for fit = "native" (crops at the images\' own scale). Right where the '
+        "structures are coarse in other hospitals' images and these are few.",
+    ),
     "distorted": Entry(
         _N, "Images are stretched to the recipe's shape.", 'Crop to the region of interest, or ask for fit = "native".'
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedvfm.data import transforms
 from fedvfm.data.readiness import dataset, finding, survey
 
 MOSTLY = 0.5
@@ -31,6 +32,7 @@ def findings(seen: dataset.Looked) -> Findings:
         *_window(seen, rows),
         *_blank(rows),
         *_sizes(seen, rows),
+        *_detail(seen, rows),
         *_colour(seen, rows),
         *_spacing(seen, rows),
         *_orientation(rows),
@@ -139,6 +141,15 @@ def _stretched(rows: Rows, aspect: float) -> Findings:
     worst = max(max(ratio, 1 / ratio) for ratio in ratios)
     problem = f"{finding.number(len(members), 'image')} stretched along one side by up to {worst:.1f}"
     return [finding.make("distorted", problem, len(members), _numbers(members))]
+
+
+def _detail(seen: dataset.Looked, rows: Rows) -> Findings:
+    lost = transforms.lost_detail([row.kept for row in rows], seen.classes)
+    if not lost or seen.contract is None:
+        return []
+    height, width = seen.contract.input_size
+    problem = f"brought to {height} x {width} pixels and back, masks keep a Dice of {lost} with themselves"
+    return [finding.make("detail-lost", problem, sum(bool(row.kept) for row in rows))]
 
 
 def _colour(seen: dataset.Looked, rows: Rows) -> Findings:

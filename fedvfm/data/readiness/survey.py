@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedvfm import errors
 from fedvfm.config import schema
-from fedvfm.data import defect
+from fedvfm.data import defect, transforms
 from fedvfm.data import sample as data
 from fedvfm.report import progress
 
@@ -41,6 +41,8 @@ class Row:
         pixels: digest of the image.
         mask: digest of the mask, or None.
         classes: class numbers in the mask.
+        kept: of those but the background, :func:`~fedvfm.data.transforms.kept_dice` at the recipe's size; empty where
+            images keep their own.
         file: digest of its file, where the source has one file for it; else None.
         path: that file; never shown.
     """
@@ -58,6 +60,7 @@ class Row:
     pixels: bytes
     mask: bytes | None
     classes: frozenset[int]
+    kept: Mapping[int, float]
     file: bytes | None
     path: Path | None
 
@@ -153,7 +156,7 @@ def look(
             _refuse_unusable(pixels, found.num_classes, source.info.task)
             if contract is not None:
                 _refuse_under(pixels, contract)
-            _add(found, number, one, pixels, digests)
+            _add(found, number, one, pixels, digests, contract)
         except errors.DecoderError:
             raise  # of no file: nothing can be decoded on this machine
         except errors.FedvfmError as error:
@@ -209,7 +212,14 @@ def _refuse_under(pixels: data.Pixels, contract: schema.DataContract) -> None:
         )
 
 
-def _add(found: Survey, number: int, one: data.Sample, pixels: data.Pixels, digests: _Digests) -> None:
+def _add(
+    found: Survey,
+    number: int,
+    one: data.Sample,
+    pixels: data.Pixels,
+    digests: _Digests,
+    contract: schema.DataContract | None,
+) -> None:
     """Add one sample to sums and rows."""
     image, mask = pixels.image, pixels.mask
     low, high = float(image.min()), float(image.max())
@@ -236,10 +246,17 @@ def _add(found: Survey, number: int, one: data.Sample, pixels: data.Pixels, dige
         pixels=_digest(image),
         mask=None if mask is None else _digest(mask),
         classes=frozenset(int(at) for at in np.flatnonzero(counts)),
+        kept=_kept(mask, contract),
         file=file,
         path=path,
     )
     found.rows.append(row)
+
+
+def _kept(mask: NDArray[np.int64] | None, contract: schema.DataContract | None) -> dict[int, float]:
+    if mask is None or contract is None or contract.fit != "resize":
+        return {}
+    return transforms.kept_dice(mask, contract.input_size)
 
 
 def _digest(array: NDArray[Any]) -> bytes:
