@@ -54,7 +54,13 @@ TARGET = 0.865
 LORA = ('recipe.adapter.kind="lora"', "recipe.optimiser.learning_rate=1e-3", "recipe.optimiser.head_learning_rate=4e-3")
 LAST = (*LORA, "recipe.adapter.rank=8", "recipe.adapter.layers=[9]")
 ALL = (*LAST, 'recipe.adapter.targets=["q", "k", "v", "o", "fc1", "fc2"]')
-MASKS = ('recipe.task.head="sam-masks"', *LAST)  # decoder parts have most of the numbers that may travel
+MASKS = (
+    'recipe.task.head="sam-masks"',  # decoder parts have most of the numbers that may travel
+    *LAST,
+    "recipe.rounds=8",  # a step draws every class by SAM's decoder and costs many times that of the other heads
+    "recipe.evaluation.every=4",
+    "data.options.every=6",
+)
 SHALLOW = (
     "recipe.rounds=60",
     'recipe.task.head="unet"',
@@ -354,8 +360,9 @@ def _arms(rows: Mapping[str, Any], runs: Mapping[str, Any]) -> Iterator[str]:
     yield "intervals over cases, differences paired, where both have the same seeds. Worst hospital: mean over seeds."
     yield "MB: both ways, whole run. By seed: " + "; ".join(f"{arm} {by_seed(row)}" for arm, row in rows.items()) + "."
     yield ""
-    yield f"| what trains | numbers | share | MB | macro Dice | 95 % interval | minus {first} | worst hospital |"
-    yield "|---|---|---|---|---|---|---|---|"
+    columns = ("what trains", "rounds", "numbers", "share", "MB", "macro Dice", "95 % interval", f"minus {first}")
+    yield f"| {' | '.join((*columns, 'worst hospital'))} |"
+    yield "|---" * (len(columns) + 1) + "|"
     for arm, row in rows.items():
         summary, score, gap = runs[arm], row["arms"]["federated"], row["difference"]
         numbers, moves = summary["trainable_parameters"], (summary["bytes"]["up"] + summary["bytes"]["down"]) / 1e6
@@ -363,7 +370,8 @@ def _arms(rows: Mapping[str, Any], runs: Mapping[str, Any]) -> Iterator[str]:
         shown = f"{gap['mean']:+.3f} ({block.interval(gap, '+.3f')})" if beside else ""
         lowest = row.get("worst", summary["arms"]["federated"]["worst"])
         yield (
-            f"| {ARMS[arm][0]} | {numbers:,} | {numbers / summary['backbone']['parameters']:.2%} | {moves:.1f} | "
+            f"| {ARMS[arm][0]} | {summary['rounds']} | {numbers:,} | "
+            f"{numbers / summary['backbone']['parameters']:.2%} | {moves:.1f} | "
             f"{score['macro']:.3f} | {block.interval(score, '.3f')} | {shown} | "
             f"{lowest['site']} {lowest['value']:.3f} |"
         )

@@ -394,7 +394,9 @@ def _verdict(rows: Mapping[str, Any]) -> str:
     gap = rows["lora-only"]["difference"] if "lora-only" in rows else None
     if gap is None:
         return "LoRA alone was not run."
-    if gap["high"] is not None and gap["high"] < 0:
+    if gap["high"] is None:
+        return f"LoRA alone minus the default: {gap['mean']:+.3f}, of too few cases for an interval."
+    if gap["high"] < 0:
         return f"LoRA alone falls {-gap['mean']:.3f} short of the default here, as is reported for SAM."
     return (
         f"LoRA alone does not fall short of the default on this model ({gap['mean']:+.3f}); for SAM it is reported to."
