@@ -57,9 +57,10 @@ ALL = (*LAST, 'recipe.adapter.targets=["q", "k", "v", "o", "fc1", "fc2"]')
 MASKS = (
     'recipe.task.head="sam-masks"',  # decoder parts have most of the numbers that may travel
     *LAST,
-    "recipe.rounds=8",  # a step draws every class by SAM's decoder and costs many times that of the other heads
-    "recipe.evaluation.every=4",
-    "data.options.every=6",
+    # A step draws every class by SAM's decoder and costs many times that of the other heads: ten training volumes a
+    # hospital, every sixth slice of them, and three volumes to test on.
+    *("recipe.rounds=8", "recipe.evaluation.every=4", "data.options.every=6"),
+    *("partition.train=60", "partition.val=40", "partition.test=110"),
 )
 SHALLOW = (
     "recipe.rounds=60",
