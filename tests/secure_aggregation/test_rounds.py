@@ -249,6 +249,30 @@ def test_a_site_that_sent_nothing_opens_nothing(study: Study) -> None:
     assert caught.value.reason == "secure-survivors"
 
 
+def test_nothing_is_opened_of_sites_without_labels_alone_and_the_round_is_asked_anew(tmp_path: Path) -> None:
+    """Opened, it would be the one sum of its round, which counts for nothing: no round would follow it."""
+    study = Study(
+        tmp_path,
+        start="ab" * 32,
+        data={"class_names": ["rest", "cell"], "augment": ["flip"]},
+        unlabelled={"warmup_rounds": 0},
+    )
+    for site in study.sites:
+        if site.name != "east":
+            site.change = _without_labels
+    study.fails = lambda site, kind, number: (site, kind) == ("east", protocol.TRAIN)
+    with pytest.raises(errors.QuorumMissed, match="all without labels"):
+        study.run(rounds=1)
+    assert not any(kind in (protocol.AGREE, protocol.UNMASK) for kind, _ in study.site("north").asked)
+    study.fails = lambda site, kind, number: False
+    study.run(rounds=1)
+    assert set(study.journal()[0]["examples"]) == set(COUNTS)
+
+
+def _without_labels(kind: str, number: int, reply: Any) -> Any:
+    return dataclasses.replace(reply, without_labels=True) if kind == "hello" else reply
+
+
 def test_an_invented_peer_is_refused_by_every_site(study: Study) -> None:
     """A coordinator that lists sites of its own making has no sum: their names are in no approved document."""
     study.run(rounds=1)

@@ -453,7 +453,6 @@ class Federation:
         least = cohort.quorum(len(members), self.job.server)
         tell = functools.partial(self._refused, number)
         mean, sites, refused = secure.run(number, adapter, members, least, ask, tell)
-        cohort.require_labels(list(sites), [member.name for member in members if member.without_labels], number)
         return secure_sum.joined(mean, sites, {"cohort": sorted(nodes), "refused": refused}, self.recipe)
 
     def _joined(

@@ -30,7 +30,7 @@ from fedvfm import errors
 from fedvfm.protocol import protocol, secure_messages
 from fedvfm.secure_aggregation import consistency, fixed_point, masks, opening, participant, round_keys
 from fedvfm.secure_aggregation import session as sessions
-from fedvfm.server.rounds import handshake
+from fedvfm.server.rounds import cohort, handshake
 from fedvfm.state import groups, state
 from fedvfm.storage import storage
 from fedvfm.trust import locked_recipe, roster_document
@@ -143,7 +143,7 @@ class SecureRounds:
             agreed = self._agree(number, start, by_name, least, ask, refuse)
         if not agreed.survivors:
             self._collect(number, start, agreed, by_name, ask, refuse)
-            self._settle(number, agreed, least)
+            self._settle(number, agreed, least, by_name)
         total = self._open(number, agreed, by_name, ask, refuse)
         names = groups.leaving(self._locked.manifest, self._recipe, number)
         mean = self._point.decode(total, start, names, len(agreed.survivors))
@@ -268,11 +268,11 @@ class SecureRounds:
     def _size(self, number: int) -> int:
         return groups.leaving_numbers(self._locked.manifest, self._recipe, number) + fixed_point.TAIL
 
-    def _settle(self, number: int, agreed: Agreed, least: int) -> None:
+    def _settle(self, number: int, agreed: Agreed, least: int, members: Mapping[str, handshake.Member]) -> None:
         """Who is in the sum, once and for good: no other list of this session is ever opened.
 
         Raises:
-            QuorumMissed: if these are too few; the session is given up.
+            QuorumMissed: if these are too few, or all without labels; the session is given up.
         """
         survivors = [name for name in agreed.dealers if self._read(agreed, name, number) is not None]
         needed = self._least(agreed.session, least)
@@ -282,6 +282,11 @@ class SecureRounds:
                 f"round {number}: {len(survivors)} masked updates came and {needed} are needed; nothing is opened. "
                 "Mend the sites; the round is asked for again with other keys"
             )
+        try:  # before a site signs or opens: of the round it would do so for no other sum
+            cohort.require_labels(survivors, [name for name in members if members[name].without_labels], number)
+        except errors.QuorumMissed:
+            self.clear()
+            raise
         agreed.survivors = survivors
         self._keep(agreed)
         storage.fault_point("secure-survivors-kept")
