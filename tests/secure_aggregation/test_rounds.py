@@ -104,6 +104,27 @@ def test_whoever_is_killed_while_a_sum_without_one_site_is_agreed_on_the_adapter
     assert study.adapter().fingerprint == study.plain({1: "north"})
 
 
+def test_a_sum_that_needs_every_survivor_is_opened_though_one_took_a_new_key_since(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is opened in its own session or never: whoever signed for it signs for no other sum of the round."""
+    study.fails = lambda site, asked, number: (site, asked) == ("west", protocol.TRAIN)
+
+    def die(name: str) -> None:
+        if name == "secure-survivors-kept":
+            raise Killed(name)
+
+    monkeypatch.setattr(storage, "fault_point", die)
+    with pytest.raises(Killed):
+        study.run(rounds=1)
+    monkeypatch.undo()
+    study.keys["north"] = keys.make()
+    public = {name: keys.public_text(key) for name, key in study.keys.items()}
+    study.document = roster_document.make(keys.make(), "tiny", public)  # the sites hold the session's own too
+    study.run(rounds=1)
+    assert set(study.journal()[0]["examples"]) == set(COUNTS) - {"west"}
+
+
 def test_under_the_least_number_nothing_opens_and_the_round_is_asked_anew_with_other_keys(study: Study) -> None:
     study.fails = lambda site, asked, number: asked == protocol.TRAIN and site in ("north", "south")
     with pytest.raises(errors.QuorumMissed):
