@@ -272,7 +272,11 @@ def _made_of(where: state_folder.State, recipe: str, first: int) -> Iterator[Pat
     if first == 0:
         yield where.recipe_path(recipe).with_suffix(".safetensors")
     for path in sorted(folder.rglob("*")):
-        record = path.name in _RECORDS or path.suffix in (".lock", dp_aggregation.DRAWN) or _of_tracker(folder, path)
+        record = (
+            path.name in _RECORDS
+            or path.suffix in (".lock", dp_aggregation.DRAWN, update_store.ASKED)
+            or _of_tracker(folder, path)
+        )
         early = path.stem.startswith("round-") and checkpoint.round_of(path) < first
         if path.is_file() and not record and not early:
             yield path
