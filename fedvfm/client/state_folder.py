@@ -195,8 +195,12 @@ class State:
         documents = [signed_documents.read(path, roster_document.RosterDocument, "roster document") for path in paths]
         return sorted(documents, key=lambda document: (document.created, document.hash))
 
-    def roster(self, document: str) -> roster_document.RosterDocument:
+    def roster(self, document: str, *, former: bool = False) -> roster_document.RosterDocument:
         """A roster document that arrived, checked again.
+
+        Args:
+            document: its hash.
+            former: whether it may list this site with a key that it had before; for a session that began under it.
 
         Raises:
             TrustError: if there is none of this hash, or it is not one for this site.
@@ -210,7 +214,7 @@ class State:
         kept = signed_documents.read(path, roster_document.RosterDocument, "roster document")
         if kept.hash != document:
             raise errors.TrustError(f"{path}: holds another roster document than its name says")
-        self._check_roster(kept)
+        self._check_roster(kept, kept.keys.get(self.about.site, "") if former else None)
         return kept
 
     def remember_roster(self, document: roster_document.RosterDocument) -> bool:
@@ -231,10 +235,10 @@ class State:
         self.audit.record("received", kind="roster", fingerprint=document.hash, bytes=path.stat().st_size)
         return True
 
-    def _check_roster(self, document: roster_document.RosterDocument) -> None:
+    def _check_roster(self, document: roster_document.RosterDocument, own: str | None = None) -> None:
         authority = certificates.read_pem(self.authority.read_text(), str(self.authority))
         key = certificates.authority_key(authority, str(self.authority))
-        own = self.public_key.read_text().strip()
+        own = self.public_key.read_text().strip() if own is None else own
         roster_document.check(document, key, self.about.federation, self.about.site, own)
 
     def study(self) -> studies.Study | None:

@@ -97,11 +97,17 @@ def _factor_error(journal: Rounds) -> str:
 
 
 def _aggregate_error(journal: Rounds) -> str:
-    """Where sites have ranks of their own, averaging factors means nothing; what the rule lost is shown instead."""
+    """What the rule lost: where sites have ranks of their own, or what averaging misses goes into a residual.
+
+    Under ranks of their own averaging factors means nothing, and no factor error stands beside it.
+    """
     svg, largest = _error_curve(journal, "aggregate_error", "Relative error of the aggregate over rounds")
+    mixed = all(row.get("factor_error") is None for row in journal)
+    where, cut = (" under mixed ranks", "global") if mixed else ("", "residual's")
+    products = "products B A" if mixed else "products, the residual's among them,"
     said = (
-        "Error of the aggregate under mixed ranks: distance of its products B A from the mean of the sites' products, "
-        f"relative; what the cut to the global rank loses. At most {largest:.3f}."
+        f"Error of the aggregate{where}: distance of its {products} from the mean of the sites' products, "
+        f"relative; what the cut to the {cut} rank loses. At most {largest:.3f}."
     )
     return page.figure(svg, said) if svg else ""
 

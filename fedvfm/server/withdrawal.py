@@ -22,7 +22,7 @@ from fedvfm.report import quantity
 from fedvfm.runtime import processes
 from fedvfm.server import state_folder, surveys
 from fedvfm.server.coordinator import orders, status_file
-from fedvfm.server.rounds import dp_aggregation, update_store
+from fedvfm.server.rounds import dp_aggregation, secure_round, update_store
 from fedvfm.server.rounds import journal as journals
 from fedvfm.state import checkpoint
 from fedvfm.storage import hash_chain, storage
@@ -132,6 +132,7 @@ def withdraw(where: state_folder.State, site: str, *, pause: bool = True) -> Wit
     if not _runs(where):
         for folder in (where.folder / "runs").glob("*/received"):
             update_store.Received(folder).remove(site)
+            secure_round.withdrawn(folder.parent, site)
     document = _signed(where, entry, trace(where, site, in_hand))
     path = path_of(where, site)
     storage.make_private(path.parent)
@@ -171,10 +172,12 @@ def _runs(where: state_folder.State) -> bool:
 def _in_hand(where: state_folder.State, site: str, *, approved: bool) -> int:
     """The round that may hold an update of a site that was approved until now; 0 where none is in hand."""
     recipe = where.about.recipe
-    if not _runs(where) or where.finished(recipe):
+    if where.finished(recipe):
         return 0
     lines = rounds_of(where, recipe)
     number = int(lines[-1]["round"]) + 1 if lines else where.lock().recipe.first_round
+    if not _runs(where):  # a sum that is settled is opened with the site; all else of it goes
+        return number * (secure_round.withdrawn(where.run_path(recipe), site) == number)
     if not approved and path_of(where, site).exists():  # asked again, and that round may be in hand still
         return number * any(row.recipe == recipe and row.first == number for row in read(where, site).touched)
     return number * approved
@@ -269,7 +272,11 @@ def _made_of(where: state_folder.State, recipe: str, first: int) -> Iterator[Pat
     if first == 0:
         yield where.recipe_path(recipe).with_suffix(".safetensors")
     for path in sorted(folder.rglob("*")):
-        record = path.name in _RECORDS or path.suffix in (".lock", dp_aggregation.DRAWN) or _of_tracker(folder, path)
+        record = (
+            path.name in _RECORDS
+            or path.suffix in (".lock", dp_aggregation.DRAWN, update_store.ASKED)
+            or _of_tracker(folder, path)
+        )
         early = path.stem.startswith("round-") and checkpoint.round_of(path) < first
         if path.is_file() and not record and not early:
             yield path

@@ -64,6 +64,27 @@ def read_private(path: Path) -> Private:
     return key
 
 
+def to_data(key: Private) -> bytes:
+    """A private key as it lies inside a file that is secret as a whole."""
+    form = serialization.PrivateFormat.PKCS8
+    return key.private_bytes(serialization.Encoding.DER, form, serialization.NoEncryption())
+
+
+def from_data(data: bytes) -> Private:
+    """The inverse of :func:`to_data`.
+
+    Raises:
+        TrustError: if it is none.
+    """
+    try:
+        key = serialization.load_der_private_key(data, None)
+    except (ValueError, TypeError, exceptions.UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Private):
+        raise errors.TrustError("private key: is damaged. Restore it from a backup")
+    return key
+
+
 def public_text(key: Private | Public) -> str:
     """The public key in OpenSSH's form, without a comment."""
     public = key.public_key() if isinstance(key, Private) else key

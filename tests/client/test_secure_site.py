@@ -339,6 +339,28 @@ def test_after_a_rekeying_the_next_keys_are_signed_with_the_new_key(study: Study
     assert study.session().of("north") != after, "spent now"
 
 
+def test_a_site_with_a_new_key_signs_and_opens_for_the_session_it_masked_in_under_the_old_one(tmp_path: Path) -> None:
+    """Its peers hold the signature against the document of the session, and no other sum of the round is opened."""
+    study = Study(tmp_path, private=False, peers=(*PEERS, "zone"))
+    study.approve()
+    session, survivors = study.session(), ["north", *PEERS]
+    dealt, document = study.dealt(session), study.document
+    study.train(session, dealt)
+    rekeying.begin(study.north.where)
+    assert rekeying.finish(study.north.where, lambda key: True)
+    study.document = study.made({"north": study.north.where.public_key.read_text().strip()})
+    study.approve()
+    asked = consistency.of(session.id, dealt, survivors)
+    own = protocol.decode_agreement(study.agree(session, survivors).content)
+    assert document.verified("north", own.signature, asked.signed_bytes())
+    signatures = {name: keys.sign(study.peers[name], asked.signed_bytes()) for name in PEERS}
+    opened = study.unmask(session, survivors, {**signatures, "north": own.signature})
+    assert not opened.has_error(), study.faults
+    assert set(protocol.decode_opening(opened.content).revealed.masks) == {"zone"}
+    (path,) = study.north.where.secure.glob("*.session")
+    assert not masking._Kept.model_validate_json(path.read_bytes()).signing, "the old key went with the other secrets"
+
+
 def test_a_second_opening_is_refused_and_the_first_is_repeated(study: Study) -> None:
     study.approve()
     session = study.session()

@@ -104,6 +104,27 @@ def test_whoever_is_killed_while_a_sum_without_one_site_is_agreed_on_the_adapter
     assert study.adapter().fingerprint == study.plain({1: "north"})
 
 
+def test_a_sum_that_needs_every_survivor_is_opened_though_one_took_a_new_key_since(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is opened in its own session or never: whoever signed for it signs for no other sum of the round."""
+    study.fails = lambda site, asked, number: (site, asked) == ("west", protocol.TRAIN)
+
+    def die(name: str) -> None:
+        if name == "secure-survivors-kept":
+            raise Killed(name)
+
+    monkeypatch.setattr(storage, "fault_point", die)
+    with pytest.raises(Killed):
+        study.run(rounds=1)
+    monkeypatch.undo()
+    study.keys["north"] = keys.make()
+    public = {name: keys.public_text(key) for name, key in study.keys.items()}
+    study.document = roster_document.make(keys.make(), "tiny", public)  # the sites hold the session's own too
+    study.run(rounds=1)
+    assert set(study.journal()[0]["examples"]) == set(COUNTS) - {"west"}
+
+
 def test_under_the_least_number_nothing_opens_and_the_round_is_asked_anew_with_other_keys(study: Study) -> None:
     study.fails = lambda site, asked, number: asked == protocol.TRAIN and site in ("north", "south")
     with pytest.raises(errors.QuorumMissed):
@@ -247,6 +268,30 @@ def test_a_site_that_sent_nothing_opens_nothing(study: Study) -> None:
     with pytest.raises(errors.SecureAggregationError) as caught:
         _unmask(study, "east", sorted(COUNTS), session)
     assert caught.value.reason == "secure-survivors"
+
+
+def test_nothing_is_opened_of_sites_without_labels_alone_and_the_round_is_asked_anew(tmp_path: Path) -> None:
+    """Opened, it would be the one sum of its round, which counts for nothing: no round would follow it."""
+    study = Study(
+        tmp_path,
+        start="ab" * 32,
+        data={"class_names": ["rest", "cell"], "augment": ["flip"]},
+        unlabelled={"warmup_rounds": 0},
+    )
+    for site in study.sites:
+        if site.name != "east":
+            site.change = _without_labels
+    study.fails = lambda site, kind, number: (site, kind) == ("east", protocol.TRAIN)
+    with pytest.raises(errors.QuorumMissed, match="all without labels"):
+        study.run(rounds=1)
+    assert not any(kind in (protocol.AGREE, protocol.UNMASK) for kind, _ in study.site("north").asked)
+    study.fails = lambda site, kind, number: False
+    study.run(rounds=1)
+    assert set(study.journal()[0]["examples"]) == set(COUNTS)
+
+
+def _without_labels(kind: str, number: int, reply: Any) -> Any:
+    return dataclasses.replace(reply, without_labels=True) if kind == "hello" else reply
 
 
 def test_an_invented_peer_is_refused_by_every_site(study: Study) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -431,6 +432,34 @@ def test_a_deadline_follows_the_pace_that_was_measured(harness: Harness, monkeyp
     assert first["refused"] == {}
     assert second["refused"]["west"]["reason"] == "no-answer"
     assert second["seconds"] < 100.0
+
+
+def test_a_round_that_is_asked_for_again_measures_no_pace(harness: Harness) -> None:
+    """What is on disk, or a site kept, comes at once: by that the next round would never wait for a slow site again."""
+    broken = True
+
+    def slow(kind: str, number: int, reply: Any) -> Any:
+        time.sleep(0.5 * (kind == "train"))
+        return reply
+
+    def once(kind: str, number: int, reply: Any) -> Any:
+        if kind == "train" and broken:
+            raise errors.DataError("gone")
+        return reply
+
+    members = [harness.site("east", change=slow), harness.site("west", change=once)]
+    server = schema.ServerConfig(round_timeout_s=1000.0, patience=1.5)
+    about = {"server": server, "recipe": {"rounds": 2}, "durable": True}
+    with pytest.raises(errors.QuorumMissed):
+        harness.run(members, **about)
+    broken = False
+    folder = harness.run(members, **about)
+    first, second = journal(folder)
+    assert [number for kind, number in members[0].asked if kind == "train"] == [1, 2], "it is not asked twice"
+    assert "answered" not in first, "by west alone round 2 would wait for no time"
+    assert second["answered"]["east"] >= 0.5
+    assert set(second["answered"]) == {"east", "west"}
+    assert not [path for path in (folder / "received").iterdir() if path.suffix != ".lock"]
 
 
 @pytest.mark.parametrize("kind", ["evaluate val", "evaluate test"])

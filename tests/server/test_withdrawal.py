@@ -17,9 +17,11 @@ from fedvfm.config import schema
 from fedvfm.server import evidence, rerun, state_folder, status, surveys, withdrawal
 from fedvfm.server.coordinator import orders
 from fedvfm.state import checkpoint
+from fedvfm.storage import storage
 from fedvfm.survey import answer as survey_answer
 from fedvfm.survey import layout
 from fedvfm.trust import roster as rosters
+from tests.secure_aggregation.study import COUNTS, Killed, Study
 from tests.server.test_coordinate import ROUNDS, Town, make  # noqa: F401 - a fixture
 from tests.survey import hospital
 
@@ -134,6 +136,41 @@ def test_the_round_in_hand_may_hold_its_update(
     assert withdrawal.withdraw(opened(town), "late").touched[0].first == LATE
     monkeypatch.undo()
     assert withdrawal.withdraw(opened(town), "late").touched == (), "the server ended before that round did"
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_masked_numbers_of_the_round_in_hand_go_or_the_round_is_listed(
+    make: Callable[..., Town],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settled: bool,
+) -> None:
+    """The server was killed in a round under secure aggregation; a sum that is settled is opened with the site."""
+    town = make("east", "north", "south", "west", min_sites=3, secure_aggregation={"clip_norm": 50.0})
+    study = Study(tmp_path / "study")
+    study.recipe = town.server.lock().recipe
+    folder = town.server.run_path(study.recipe.hash)
+    folder.parent.mkdir()
+    folder.symlink_to(study.folder / "server")
+    left = [1 if settled else len(COUNTS)]
+
+    def die(name: str) -> None:
+        left[0] -= name == ("secure-survivors-kept" if settled else "update-kept")
+        if left[0] == 0:
+            raise Killed(name)
+
+    monkeypatch.setattr(storage, "fault_point", die)
+    with pytest.raises(Killed):
+        study.run(rounds=1)
+    monkeypatch.undo()
+    rows = withdrawal.withdraw(opened(town), "west").touched
+    assert [(row.first, row.rounds) for row in rows] == [(1, ())] * settled
+    assert (orders.read(town.server).paused is not None) is settled
+    study.sites = [site for site in study.sites if site.name != "west"]
+    study.run(rounds=1)
+    assert ("west" in study.journal()[0]["examples"]) is settled
+    rows = withdrawal.withdraw(opened(town), "west").touched
+    assert [(row.first, row.rounds) for row in rows] == [(1, (1,))] * settled
 
 
 def test_what_its_updates_are_part_of_is_listed_signed_and_noted(

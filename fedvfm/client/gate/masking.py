@@ -63,6 +63,8 @@ class _Kept(schema.Strict):
     """A session as it is kept. ``masked`` is the sha256 of the masked numbers that were sent, or empty.
 
     The secrets are empty once the sum was opened: what it takes to open it again lies in another file.
+    ``signing`` is the site's key of that time: a sum is signed with the one its roster document names, though the site
+    has taken another since. Empty in a session of before it was kept.
     """
 
     session: str
@@ -75,6 +77,7 @@ class _Kept(schema.Strict):
     commitment: str
     inbox: _Pieces = Field(default={})
     masked: str = ""
+    signing: _Secret = ""
 
 
 class _Seed(schema.Strict):
@@ -221,7 +224,7 @@ class Sessions:
             path = self._agreed_path(recipe, number)
             before = _read(path, _Agreed)
             if before is None or not before.signature:
-                before = self._settle(path, asked, self._sign(asked.signed_bytes()))
+                before = self._settle(path, asked, self._signature(recipe, number, asked))
         storage.fault_point("secure-agreement-on-disk")
         return secure_messages.Agreement(self._site, asked.session, before.signature)
 
@@ -293,6 +296,12 @@ class Sessions:
         participant.require_list(session, self._site, held, asked.survivors, least_sites)
         return session, held
 
+    def _signature(self, recipe: str, number: int, asked: consistency.Sum) -> str:
+        """For a sum of a session, with the key that the session's roster document names."""
+        kept = self._find(recipe, number, asked.session)
+        text = "" if kept is None else kept.signing
+        return signing.sign(signing.from_data(_data(text)) if text else self._key(), asked.signed_bytes())
+
     def _noise_key(self, session: sessions.Session, plain: masks.Numbers) -> bytes:
         return shared_noise.key(self._seed(session), plain.tobytes())
 
@@ -332,7 +341,7 @@ class Sessions:
         kept = self._find(recipe, number, session_id)
         if kept is not None and kept.seed:
             self._next(recipe)  # while the session still names its keys as spent
-            secrets = dict.fromkeys(("channel", "mask", "seed", "own_seed", "own_mask"), "")
+            secrets = dict.fromkeys(("channel", "mask", "seed", "own_seed", "own_mask", "signing"), "")
             path = self._path(recipe, number, session_id)
             storage.write_text(path, kept.model_copy(update={**secrets, "inbox": {}}).model_dump_json())
 
@@ -401,6 +410,7 @@ class Sessions:
             own_mask=_text(dealt.own.mask),
             outbox={peer: _text(data) for peer, data in dealt.outbox.items()},
             commitment=dealt.commitment,
+            signing=_text(signing.to_data(self._key())),
         )
         path = self._write(session, kept)
         storage.fault_point("secure-session-on-disk")

@@ -6,6 +6,7 @@ Without ``[secure_aggregation]`` in the recipe each of them does nothing. With i
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from fedvfm import errors
 from fedvfm.client.gate import enforcement, exchange, secure_answers
@@ -91,7 +92,8 @@ def open_sum(own: enforcement.HospitalTerms, of: exchange.Exchange) -> bool:
     if of.kind != protocol.UNMASK:
         return False
     noted = _noted(own, of)
-    content, sites = secure_answers.unmask(own.sessions, of.asked, own.where.roster)
+    roster_of = functools.partial(own.where.roster, former=True)
+    content, sites = secure_answers.unmask(own.sessions, of.asked, roster_of)
     _note(own, of, noted)
     about = {"recipe": of.recipe.hash, "round": of.asked.round, "digest": protocol.digest(content)}
     own.audit.record("unmasked", numbers=sites, **about)

@@ -453,7 +453,6 @@ class Federation:
         least = cohort.quorum(len(members), self.job.server)
         tell = functools.partial(self._refused, number)
         mean, sites, refused = secure.run(number, adapter, members, least, ask, tell)
-        cohort.require_labels(list(sites), [member.name for member in members if member.without_labels], number)
         return secure_sum.joined(mean, sites, {"cohort": sorted(nodes), "refused": refused}, self.recipe)
 
     def _joined(
@@ -468,6 +467,8 @@ class Federation:
         waited = asked if own is None else self._out(own)
         starts = self._starts(number, adapter, [members[name] for name in waited])
         intake = self._intake(number, adapter, members, starts, kept)
+        # An answer to a round that is asked for again says not how long its site takes: it may have lain there.
+        again = self._measures and self.job.durable and kept.asked_before(number)
         refused = self._train(number, starts, [members[name] for name in waited], intake, kept)
         if own is not None:
             refused = dict(sorted({**self._given_up, **refused}.items()))
@@ -480,7 +481,7 @@ class Federation:
         # At site level an update is not private before the sum is noised, and neither is its norm.
         hidden = self._private is not None or self.recipe.secure_aggregation is not None
         norms = {} if hidden else {"norms": dict(sorted(self._norms.items()))}
-        pace = {"answered": dict(sorted(self._answered.items()))} if self._waits and self.job.server.patience else {}
+        pace = {"answered": dict(sorted(self._answered.items()))} if self._measures and not again else {}
         made = intake.finish({"cohort": asked, "refused": refused, **norms, **pace})
         if self._private is not None:
             kept.clear()  # what is not private stays no longer than it must
@@ -640,7 +641,7 @@ class Federation:
     def _limit(self) -> messaging.Limit:
         """How long a round waits, by what the answers so far took."""
         times = [seconds for line in self.journal.rounds for seconds in line.get("answered", {}).values()]
-        if not (self._waits and self.job.server.patience and times):
+        if not (self._measures and times):
             return messaging.Limit()
         return messaging.Limit(max(LEAST_S, self.job.server.patience * max(times)))
 
@@ -648,6 +649,11 @@ class Federation:
     def _waits(self) -> bool:
         """Whether it looks at the clock: in a simulation nobody is late, and results are the same again."""
         return not self.job.simulated
+
+    @property
+    def _measures(self) -> bool:
+        """Whether the journal says how long answers took."""
+        return self._waits and self.job.server.patience > 0
 
     def _refused(self, number: int, site: str, reason: str) -> None:
         self.observer("refused", arm=self.job.name, round=number, site=site, reason=reason)

@@ -30,7 +30,7 @@ from fedvfm import errors
 from fedvfm.protocol import protocol, secure_messages
 from fedvfm.secure_aggregation import consistency, fixed_point, masks, opening, participant, round_keys
 from fedvfm.secure_aggregation import session as sessions
-from fedvfm.server.rounds import handshake
+from fedvfm.server.rounds import cohort, handshake
 from fedvfm.state import groups, state
 from fedvfm.storage import storage
 from fedvfm.trust import locked_recipe, roster_document
@@ -38,6 +38,7 @@ from fedvfm.trust import locked_recipe, roster_document
 PROPOSALS = 3
 """How often a session is proposed in a round where sites answer with other keys than they were listed with."""
 _SUFFIX = ".masked"
+_SESSION = "session.json"
 
 Ask = Callable[[Sequence[handshake.Member], str, Callable[[str], protocol.Task]], Iterator[tuple[str, Message]]]
 """Asks these sites for something; gives name and reply as they come."""
@@ -143,7 +144,7 @@ class SecureRounds:
             agreed = self._agree(number, start, by_name, least, ask, refuse)
         if not agreed.survivors:
             self._collect(number, start, agreed, by_name, ask, refuse)
-            self._settle(number, agreed, least)
+            self._settle(number, agreed, least, by_name)
         total = self._open(number, agreed, by_name, ask, refuse)
         names = groups.leaving(self._locked.manifest, self._recipe, number)
         mean = self._point.decode(total, start, names, len(agreed.survivors))
@@ -268,11 +269,11 @@ class SecureRounds:
     def _size(self, number: int) -> int:
         return groups.leaving_numbers(self._locked.manifest, self._recipe, number) + fixed_point.TAIL
 
-    def _settle(self, number: int, agreed: Agreed, least: int) -> None:
+    def _settle(self, number: int, agreed: Agreed, least: int, members: Mapping[str, handshake.Member]) -> None:
         """Who is in the sum, once and for good: no other list of this session is ever opened.
 
         Raises:
-            QuorumMissed: if these are too few; the session is given up.
+            QuorumMissed: if these are too few, or all without labels; the session is given up.
         """
         survivors = [name for name in agreed.dealers if self._read(agreed, name, number) is not None]
         needed = self._least(agreed.session, least)
@@ -282,6 +283,11 @@ class SecureRounds:
                 f"round {number}: {len(survivors)} masked updates came and {needed} are needed; nothing is opened. "
                 "Mend the sites; the round is asked for again with other keys"
             )
+        try:  # before a site signs or opens: of the round it would do so for no other sum
+            cohort.require_labels(survivors, [name for name in members if members[name].without_labels], number)
+        except errors.QuorumMissed:
+            self.clear()
+            raise
         agreed.survivors = survivors
         self._keep(agreed)
         storage.fault_point("secure-survivors-kept")
@@ -377,7 +383,7 @@ class SecureRounds:
 
     @property
     def _path(self) -> Path:
-        return self._folder / "session.json"
+        return self._folder / _SESSION
 
     def _keep(self, agreed: Agreed) -> None:
         storage.make_private(self._folder)
@@ -404,7 +410,7 @@ class SecureRounds:
         return agreed if same and (session.round, session.base) == (number, start.fingerprint) else None
 
     def _file(self, agreed: Agreed, name: str, number: int) -> Path:
-        return self._received / f"{number:05d}-{agreed.session.id[:16]}-{name.encode().hex()[:180]}{_SUFFIX}"
+        return self._received / f"{number:05d}-{agreed.session.id[:16]}-{_ending(name)}"
 
     def _write(self, agreed: Agreed, name: str, number: int, numbers: masks.Numbers) -> None:
         data = np.ascontiguousarray(numbers, dtype="<u8").tobytes()
@@ -418,6 +424,31 @@ class SecureRounds:
             if data[:32] == _sum(data[32:]) and len(data) == 32 + 8 * self._size(number):
                 return np.frombuffer(data, dtype="<u8", offset=32)
         return None
+
+
+def withdrawn(folder: Path, site: str) -> int:
+    """Remove what a site sent in the round in hand, while no process runs the federation; it is as if it had not.
+
+    A sum that is settled is opened with all of its sites or not at all, so what the site sent for it stays.
+
+    Args:
+        folder: of the federation.
+        site: its name.
+
+    Returns: the round whose sum is settled with the site; 0 where none is.
+    """
+    with contextlib.suppress(OSError, KeyError, ValueError, TypeError):
+        body = json.loads((folder / "secure" / _SESSION).read_text(encoding="utf-8"))
+        if site in body["survivors"]:
+            return secure_messages.read_session(body["session"], "").round
+    for path in (folder / "received").glob(f"*-{_ending(site)}"):
+        path.unlink(missing_ok=True)
+    return 0
+
+
+def _ending(site: str) -> str:
+    """How the name of the file ends that holds what a site sent, whatever stands in its own name."""
+    return site.encode().hex()[:180] + _SUFFIX
 
 
 def _quiet(site: str, reason: str, detail: str) -> None:

@@ -9,6 +9,10 @@ from pathlib import Path
 
 from fedvfm import errors
 from fedvfm.state import checkpoint, state
+from fedvfm.storage import storage
+
+ASKED = ".asked"
+"""Of an empty file: a round was asked for."""
 
 
 class Received:
@@ -20,6 +24,18 @@ class Received:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+
+    def asked_before(self, number: int) -> bool:
+        """Whether the round was asked for before, by this process or an earlier one; from now on it was.
+
+        Raises:
+            StorageError: if the disk refuses.
+        """
+        path = self._folder / f"{number:05d}{ASKED}"
+        before = path.exists()
+        if not before:
+            storage.write_bytes(path, b"")
+        return before
 
     def keep(self, update: state.SiteUpdate, number: int) -> None:
         """Write an admitted update and wait until it is on disk.
@@ -77,7 +93,7 @@ class Received:
 
     def clear(self) -> None:
         """The round is in the journal: its updates are not needed any more, and go."""
-        for path in self._folder.glob("*.safetensors"):
+        for path in (*self._folder.glob("*.safetensors"), *self._folder.glob(f"*{ASKED}")):
             path.unlink(missing_ok=True)
 
 
