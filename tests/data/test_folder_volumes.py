@@ -419,6 +419,19 @@ def test_datalist_faults_at_once(tmp_path: Path) -> None:
         assert expected in text, text
 
 
+@pytest.mark.parametrize("part", ["training", "test"])
+def test_a_datalist_whose_part_is_no_list(tmp_path: Path, part: str) -> None:
+    nifti(tmp_path / "a.nii", values())
+    nifti(tmp_path / "mask.nii", labels())
+    datalist(tmp_path, [{"image": "a.nii", "label": "mask.nii"}])
+    settings = json.loads((tmp_path / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps({**settings, part: 5}))
+    if part == "training":
+        assert "dataset.json: 'training' is no list" in message(tmp_path)
+    else:  # of images that are not read
+        assert len(make(tmp_path).samples()) == 4
+
+
 # --- BIDS -------------------------------------------------------------------------------------------------------------
 
 

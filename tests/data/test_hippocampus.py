@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
+import http.client
 import io
 import json
 import lzma
@@ -222,9 +223,16 @@ def test_another_file_under_a_known_name_is_refused(known: Path, whole: Path, tm
     assert not list(known.rglob("*.nii.gz"))
 
 
-def test_without_a_network_it_is_said_where_the_files_go(monkeypatch: pytest.MonkeyPatch, known: Path) -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [urllib.error.URLError("no network"), http.client.BadStatusLine("a proxy's page")],
+    ids=["network", "proxy"],
+)
+def test_without_a_network_it_is_said_where_the_files_go(
+    monkeypatch: pytest.MonkeyPatch, known: Path, fault: Exception
+) -> None:
     def refuse(*_: Any, **__: Any) -> None:
-        raise urllib.error.URLError("no network")
+        raise fault
 
     monkeypatch.setattr(fetch.urllib.request, "urlopen", refuse)
     for one in fetch.KNOWN:

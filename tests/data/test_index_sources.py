@@ -73,6 +73,9 @@ def test_nuclei_faults(tmp_path: Path) -> None:
     (tmp_path / "index.csv").write_text("id,site\nn0,\n")
     with pytest.raises(errors.DataError, match="line 2: no value for 'site'"):
         nuclei.Nuclei(given)
+    (tmp_path / "index.csv").write_text('id,site\n\nn0,a\n\n"n\n1",b\nn2,\n')
+    with pytest.raises(errors.DataError, match="line 7: no value for 'site'"):  # as an editor counts them
+        nuclei.Nuclei(given)
     (tmp_path / "index.csv").write_text("id,site\nn0,a\n")
     Image.fromarray(np.zeros((5, 5), dtype=np.uint16)).save(tmp_path / "labels" / "n0.png")
     source = nuclei.Nuclei(given)

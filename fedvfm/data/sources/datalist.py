@@ -41,6 +41,7 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
         )
         return layout
     found: dict[str, layouts.Case] = {}
+    listed: set[tuple[Path, ...]] = set()
     for part, split in PARTS.items():
         entries = settings.get(part, [])
         if not isinstance(entries, list):
@@ -52,8 +53,9 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
             if case is not None:
                 split_of = _split(entry, split, options.fold, where, layout.faults)
                 name = case.name if case.name not in found else layouts.relative(case.images[:1], folder)
-                if any(case.images == one.images for one in found.values()):
+                if tuple(case.images) in listed:
                     layout.faults.append(defect.NAME_TWICE.fault(f"{where}: an image that is listed twice; keep one"))
+                listed.add(tuple(case.images))
                 found[name] = layouts.Case(name, case.images, case.mask, case.label, case.patient, split_of)
     if options.fold is not None and not any(case.split == "test" for case in found.values()):
         layout.faults.append(
@@ -84,7 +86,8 @@ def _unlisted(folder: Path, settings: Mapping[str, Any], cases: Sequence[layouts
     """Images that lie beside listed ones and stand in no list."""
     listed = {nifti.file_of(file) for case in cases for file in (*case.images, case.mask) if file is not None}
     for part in (*PARTS, "test", "testing"):
-        for entry in settings.get(part) or ():
+        entries = settings.get(part)
+        for entry in entries if isinstance(entries, list) else ():
             names = entry.get("image") if isinstance(entry, dict) else entry
             given = names if isinstance(names, list) else [names]
             listed |= {folder / name for name in given if isinstance(name, str)}

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import http.client
 import lzma
 import re
 import tarfile
 import tempfile
-import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator, Mapping
@@ -291,7 +291,7 @@ def _download(name: str, folder: Path, archive: Path) -> None:
                     raise defect.TOO_LARGE.error(f"{known.url}: over {MOST_ARCHIVE} bytes. {_by_hand(name, folder)}")
                 digest.update(block)
                 out.write(block)
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise defect.NOT_FOUND.error(f"{known.url}: download failed ({reason}). {_by_hand(name, folder)}") from None
     if digest.hexdigest() != known.md5:

@@ -53,7 +53,19 @@ def locate(source: schema.SourceConfig, needs: Sequence[str]) -> Path:
     )
 
 
-def read_csv(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
+class Row(dict[str, str]):
+    """Cells by column.
+
+    Attributes:
+        line: of the file, from 1, where the row ends; empty lines count.
+    """
+
+    def __init__(self, cells: Mapping[str, str], line: int) -> None:
+        super().__init__(cells)
+        self.line = line
+
+
+def read_csv(path: Path, required: Sequence[str]) -> list[Row]:
     """The rows of a comma-separated table with a header line; surrounding blanks are removed.
 
     Raises:
@@ -63,7 +75,7 @@ def read_csv(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
         reader = csv.DictReader(io.StringIO(side_files.read_text(path, MOST_BYTES), newline=""))
         columns = [name.strip() for name in reader.fieldnames or ()]
         reader.fieldnames = columns
-        read = list(reader)
+        read = [(reader.line_num, row) for row in reader]
     except errors.DataError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise defect.TABLE.error(f"{path}: cannot be read as a comma-separated UTF-8 table: {reason}") from None
@@ -86,16 +98,16 @@ def read_csv(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
                 f"line {line}: more cells than the {len(columns)} columns; write decimals with a point, and text that "
                 "holds a comma in quotation marks"
             )
-            for line, row in enumerate(read, 2)
+            for line, row in read
             if any(cell.strip() for cell in row.get(None) or ())
         ),
     )
-    rows = [{key: (row[key] or "").strip() for key in columns} for row in read]
+    rows = [Row({key: (row[key] or "").strip() for key in columns}, line) for line, row in read]
     refuse(
         path,
         (
-            defect.TABLE.fault(f"line {line}: no value for '{key}'")
-            for line, row in enumerate(rows, 2)
+            defect.TABLE.fault(f"line {row.line}: no value for '{key}'")
+            for row in rows
             for key in required
             if not row[key]
         ),
@@ -110,7 +122,7 @@ def _separated(columns: Sequence[str]) -> str:
     return f": it is separated by {known[0]}; save it with commas, and decimals with a point" if known else ""
 
 
-def read_files(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
+def read_files(path: Path, required: Sequence[str]) -> list[Row]:
     """:func:`read_csv` of a table whose ``id`` names files beside it; an id that leaves their folder is refused.
 
     Raises:
@@ -118,8 +130,8 @@ def read_files(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
     """
     rows = read_csv(path, required)
     wrong = (
-        defect.TABLE.fault(f"line {line}: id '{row['id']}' is no plain file name")
-        for line, row in enumerate(rows, 2)
+        defect.TABLE.fault(f"line {row.line}: id '{row['id']}' is no plain file name")
+        for row in rows
         if row["id"].startswith(".") or any(mark in row["id"] for mark in "/\\")
     )
     refuse(path, wrong)

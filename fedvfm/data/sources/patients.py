@@ -131,8 +131,8 @@ def columns(folder: Path) -> Tables:
             if name in owner:
                 raise defect.TABLE.error(f"{table}: column '{name}' is in {owner[name]} too; keep it in one of them")
             owner[name] = table
-        for line, row in enumerate(listed, 2):
+        for row in listed:
             rows.setdefault(row["id"], {}).update(further(row))
-            lines[table, row["id"]] = line
+            lines[table, row["id"]] = row.line
     every = dict.fromkeys(owner, "")
     return Tables({key: {**every, **row} for key, row in rows.items()}, owner, lines)
