@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedvfm.data import transforms
 from fedvfm.data.readiness import dataset, finding, survey
 
 MOSTLY = 0.5
@@ -144,8 +143,12 @@ def _stretched(rows: Rows, aspect: float) -> Findings:
 
 
 def _detail(seen: dataset.Looked, rows: Rows) -> Findings:
+    if seen.contract is None or not any(row.kept for row in rows):
+        return []
+    from fedvfm.data import transforms  # torch
+
     lost = transforms.lost_detail([row.kept for row in rows], seen.classes)
-    if not lost or seen.contract is None:
+    if not lost:
         return []
     height, width = seen.contract.input_size
     problem = f"brought to {height} x {width} pixels and back, masks keep a Dice of {lost} with themselves"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedvfm import errors
 from fedvfm.config import schema
-from fedvfm.data import defect, transforms
+from fedvfm.data import defect
 from fedvfm.data import sample as data
 from fedvfm.report import progress
 
@@ -256,6 +256,8 @@ def _add(
 def _kept(mask: NDArray[np.int64] | None, contract: schema.DataContract | None) -> dict[int, float]:
     if mask is None or contract is None or contract.fit != "resize":
         return {}
+    from fedvfm.data import transforms  # torch, without which a coordinator judges no pixels
+
     return transforms.kept_dice(mask, contract.input_size)
 
 
