@@ -2,7 +2,7 @@
 
 Every range is the smallest and largest value that was seen (min-max), so nothing that the images showed is cut off; the
 graph holds these ranges as QuantizeLinear and DequantizeLinear (QDQ). Softmax, norms and the products of attention stay
-in float32.
+in float32, and so do the convolutions of mobile blocks.
 """
 
 from __future__ import annotations
@@ -153,6 +153,23 @@ def _windows(
     return windows, list(sliding_window.many(model, shown, run, 1))
 
 
+def kept_in_float(model: Any) -> list[str]:
+    """Names of the convolutions that lose too much in 8 bits: none, or those of mobile blocks (TinyViT, MobileNet).
+
+    Where a convolution sees each channel by itself, channels have ranges of their own, which one scale for all of them
+    cannot hold; that goes for what the convolutions of one pixel around it give and take, too. All of them together
+    hold few numbers.
+
+    Args:
+        model: an ONNX ``ModelProto``.
+    """
+    sizes = {weights.name: list(weights.dims) for weights in model.graph.initializer}
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    grouped = {node.name for node in convolutions for given in node.attribute if given.name == "group" and given.i > 1}
+    of_a_pixel = {node.name for node in convolutions if set(sizes.get(node.input[1], [0])[2:]) == {1}}
+    return sorted(grouped | of_a_pixel) if grouped else []
+
+
 def _quantise(source: Path, target: Path, windows: Sequence[transforms.Image], record: dict[str, Any]) -> None:
     import onnx
     import onnxruntime
@@ -177,6 +194,7 @@ def _quantise(source: Path, target: Path, windows: Sequence[transforms.Image], r
                 Reader(),
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=list(QUANTISED),
+                nodes_to_exclude=kept_in_float(onnx.load(ready, load_external_data=False)),
                 per_channel=True,
                 reduce_range=True,  # as in graph.write_int8
                 activation_type=quantization.QuantType.QUInt8,

@@ -154,3 +154,24 @@ def test_too_few_images_and_an_adapter_that_finds_nothing(
         fedvfm.export_adapter(saved(), tmp_path / "out", "onnx", int8=True, calibrate=tmp_path / "few")
     assert not (tmp_path / "out").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
+
+
+@pytest.mark.parametrize(("groups", "kept"), [(4, ["depthwise", "expand"]), (1, [])])
+def test_convolutions_of_mobile_blocks_stay_in_float32(groups: int, kept: list[str]) -> None:
+    from onnx import TensorProto, helper
+
+    shapes = {"stem": (4, 3, 3, 3), "expand": (4, 4, 1, 1), "depthwise": (4, 4 // groups, 3, 3)}
+    names = ["image", *shapes]
+    nodes = [
+        helper.make_node(
+            "Conv", [names[at], f"{name}.weight"], [name], name, group=groups if name == "depthwise" else 1
+        )
+        for at, name in enumerate(shapes)
+    ]
+    weights = [
+        helper.make_tensor(f"{name}.weight", TensorProto.FLOAT, shape, np.zeros(shape, dtype=np.float32).ravel())
+        for name, shape in shapes.items()
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("image", "depthwise")]
+    model = helper.make_model(helper.make_graph(nodes, "blocks", ends[:1], ends[1:], weights))
+    assert quantised_graph.kept_in_float(model) == kept
