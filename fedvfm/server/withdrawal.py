@@ -132,7 +132,7 @@ def withdraw(where: state_folder.State, site: str, *, pause: bool = True) -> Wit
     if not _runs(where):
         for folder in (where.folder / "runs").glob("*/received"):
             update_store.Received(folder).remove(site)
-            secure_round.withdrawn(folder.parent, site)
+            secure_round.remove(folder.parent, site)
     document = _signed(where, entry, trace(where, site, in_hand))
     path = path_of(where, site)
     storage.make_private(path.parent)
@@ -177,7 +177,7 @@ def _in_hand(where: state_folder.State, site: str, *, approved: bool) -> int:
     lines = rounds_of(where, recipe)
     number = int(lines[-1]["round"]) + 1 if lines else where.lock().recipe.first_round
     if not _runs(where):  # a sum that is settled is opened with the site; all else of it goes
-        return number * (secure_round.withdrawn(where.run_path(recipe), site) == number)
+        return number * (secure_round.settled_with(where.run_path(recipe), site) == number)
     if not approved and path_of(where, site).exists():  # asked again, and that round may be in hand still
         return number * any(row.recipe == recipe and row.first == number for row in read(where, site).touched)
     return number * approved

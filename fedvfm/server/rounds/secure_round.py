@@ -426,24 +426,26 @@ class SecureRounds:
         return None
 
 
-def withdrawn(folder: Path, site: str) -> int:
-    """Remove what a site sent in the round in hand, while no process runs the federation; it is as if it had not.
+def settled_with(folder: Path, site: str) -> int:
+    """The round whose sum is settled with a site, in a federation's folder; 0 where none is.
 
-    A sum that is settled is opened with all of its sites or not at all, so what the site sent for it stays.
-
-    Args:
-        folder: of the federation.
-        site: its name.
-
-    Returns: the round whose sum is settled with the site; 0 where none is.
+    Such a sum is opened with all of its sites or not at all.
     """
     with contextlib.suppress(OSError, KeyError, ValueError, TypeError):
         body = json.loads((folder / "secure" / _SESSION).read_text(encoding="utf-8"))
         if site in body["survivors"]:
             return secure_messages.read_session(body["session"], "").round
-    for path in (folder / "received").glob(f"*-{_ending(site)}"):
-        path.unlink(missing_ok=True)
     return 0
+
+
+def remove(folder: Path, site: str) -> None:
+    """Remove what a site sent in the round in hand, while no process runs the federation; it is as if it had not.
+
+    What it sent for a sum that is settled with it stays.
+    """
+    if not settled_with(folder, site):
+        for path in (folder / "received").glob(f"*-{_ending(site)}"):
+            path.unlink(missing_ok=True)
 
 
 def _ending(site: str) -> str:
