@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -306,15 +306,24 @@ ASKED_TO_END = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextlib.contextmanager
+def _handled(numbers: Iterable[int], handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """These signals have another handler while the block runs."""
+    before: dict[int, Any] = {}
+    try:
+        for number in numbers:
+            before[number] = signal.signal(number, handler)
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+@contextlib.contextmanager
 def told_to_end() -> Iterator[threading.Event]:
     """Set when this process is asked to end (SIGTERM, Ctrl-C), which does nothing else while the block runs."""
     over = threading.Event()
-    before = [signal.signal(number, lambda *_: over.set()) for number in ASKED_TO_END]
-    try:
+    with _handled(ASKED_TO_END, lambda *_: over.set()):
         yield over
-    finally:
-        for number, handler in zip(ASKED_TO_END, before, strict=True):
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -331,7 +340,9 @@ def signals_held_back(tell: Callable[[], None]) -> Iterator[Callable[[], None]]:
         the end of a block that raised nothing.
     """
     came: list[int] = []
-    before: dict[int, Callable[..., Any]] = {}
+    theirs = {number: signal.getsignal(number) for number in ASKED_TO_END}
+    # What the system does by itself, or nothing, stays so.
+    own = {int(number): handler for number, handler in theirs.items() if callable(handler)}
 
     def note(number: int, _frame: object) -> None:
         came.append(number)
@@ -340,18 +351,10 @@ def signals_held_back(tell: Callable[[], None]) -> Iterator[Callable[[], None]]:
     def let_through() -> None:
         while came:
             number = came.pop(0)
-            before[number](number, None)
+            own[number](number, None)
 
-    try:
-        for number in ASKED_TO_END if threading.current_thread() is threading.main_thread() else ():
-            handler = signal.getsignal(number)
-            if callable(handler):  # what the system does by itself, or nothing, stays so
-                before[number] = handler
-                signal.signal(number, note)
+    with _handled(own if threading.current_thread() is threading.main_thread() else (), note):
         yield let_through
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
     let_through()
 
 
