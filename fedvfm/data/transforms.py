@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +28,6 @@ FOREGROUND = 1 / 3
 LARGEST_VOLUME = 2**29
 """Voxels of a resampled volume, 2 GiB in each channel: a recipe's spacing must not fill a site's memory."""
 
-LITTLE_LOST = 0.9
-"""Mean of :func:`kept_dice` below which it is said: no model comes near to what it would score without the loss."""
 DROPOUT = "channel-dropout"
 
 Image = NDArray[np.float32]
@@ -359,18 +357,6 @@ def kept_dice(mask: Mask, size: Sequence[int]) -> dict[int, float]:
         for number in numbers
         if number
     }
-
-
-def lost_detail(rows: Sequence[Mapping[int, float]], names: Sequence[str]) -> str:
-    """The classes of which the recipe's size loses much, in words; empty where it loses little.
-
-    Args:
-        rows: :func:`kept_dice` of masks.
-        names: of the classes.
-    """
-    by_class = {name: [row[at] for row in rows if at in row] for at, name in enumerate(names)}
-    kept = {name: float(np.mean(values)) for name, values in by_class.items() if values}
-    return ", ".join(f"{name} {value:.2f}" for name, value in kept.items() if value < LITTLE_LOST)
 
 
 def normalise(batch: NDArray[np.float32], contract: schema.DataContract) -> NDArray[np.float32]:

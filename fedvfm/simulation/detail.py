@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from fedvfm.config import schema
 from fedvfm.data import transforms
 from fedvfm.data.partition import virtual_hospitals
+from fedvfm.data.readiness import image_findings
 
 LOOKED_AT = 3
 """Masks of each hospital."""
@@ -19,7 +20,7 @@ def note(what: schema.Experiment, hospitals: Sequence[virtual_hospitals.Hospital
     if what.recipe.task.kind != "segmentation" or contract.fit != "resize":
         return ""
     rows = [transforms.kept_dice(mask, contract.input_size) for hospital in hospitals for mask in _masks(hospital)]
-    lost = transforms.lost_detail(rows, contract.class_names)
+    lost = image_findings.lost_detail(rows, contract.class_names)
     if not lost:
         return ""
     height, width = contract.input_size

@@ -658,6 +658,12 @@ def test_structures_finer_than_the_recipe_s_pixels() -> None:
     assert "detail-lost" not in judge(Given(pixels))
 
 
+def test_lost_detail_in_words() -> None:
+    rows = [{1: 0.5, 2: 0.99}, {1: 0.7}, {}]
+    assert image_findings.lost_detail(rows, ("rest", "vessel", "disc", "never")) == "vessel 0.60"
+    assert image_findings.lost_detail([], ("rest", "vessel")) == ""
+
+
 def test_colour_and_polarity() -> None:
     colour = samples.Pixels(image(0, (3, 40, 40)), square())
     grey = samples.Pixels(np.repeat(image(1), 3, axis=0), square())

@@ -202,9 +202,3 @@ def test_what_is_kept_is_the_score_of_an_answer_that_equals_the_training_mask() 
 @pytest.mark.parametrize("size", [(240, 240), (480, 480)])
 def test_nothing_is_lost_where_nothing_becomes_smaller(size: tuple[int, int]) -> None:
     assert transforms.kept_dice(stripes(3), size) == pytest.approx({1: 1.0, 2: 1.0}, abs=0.02)
-
-
-def test_lost_detail_in_words() -> None:
-    rows = [{1: 0.5, 2: 0.99}, {1: 0.7}, {}]
-    assert transforms.lost_detail(rows, ("rest", "vessel", "disc", "never")) == "vessel 0.60"
-    assert transforms.lost_detail([], ("rest", "vessel")) == ""

@@ -53,9 +53,9 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
             if case is not None:
                 split_of = _split(entry, split, options.fold, where, layout.faults)
                 name = case.name if case.name not in found else layouts.relative(case.images[:1], folder)
-                if tuple(case.images) in listed:
+                if case.images in listed:
                     layout.faults.append(defect.NAME_TWICE.fault(f"{where}: an image that is listed twice; keep one"))
-                listed.add(tuple(case.images))
+                listed.add(case.images)
                 found[name] = layouts.Case(name, case.images, case.mask, case.label, case.patient, split_of)
     if options.fold is not None and not any(case.split == "test" for case in found.values()):
         layout.faults.append(
