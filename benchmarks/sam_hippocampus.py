@@ -13,10 +13,9 @@ baselines. ``jitter`` scores boxes drawn from the truth, whose sides are moved b
 round 0 and with that of the arm "oracle". ``neighbours`` scores the adapter of the arm "deep" on validation volumes,
 with more and less of the neighbouring slices in the answer for each slice. ``recorded`` scores every adapter of the
 arms "deep" and "deep-45" on the test volumes as they were recorded, without what the virtual scanners do to them.
-``speed`` times a round of six hospitals
-with 20 cases each once their features are kept, and prediction. ``report`` writes
-``simulations/results/sam_hippocampus.json`` and the block in ``simulations/README.md``; runs that are no longer there
-keep their rows.
+``speed`` times a round of six hospitals with 20 cases each once their features are kept, and prediction. ``report``
+writes ``simulations/results/sam_hippocampus.json`` and the block in ``simulations/README.md``; runs that are no longer
+there keep their rows.
 """
 
 from __future__ import annotations
@@ -177,13 +176,11 @@ def neighbours(folder: Path) -> dict[str, float]:
     return {f"{share:.2f}": macro(one, model.read(), hospitals, "val") for share, one in shared.items()}
 
 
-def recorded(folders: Sequence[Path], kept: Mapping[str, float]) -> dict[str, float]:
-    """Macro Dice on the test volumes of every hospital without its virtual scanner, by arm and seed; more of it."""
-    scores = dict(kept)
+def recorded(folders: Sequence[Path]) -> dict[str, float]:
+    """Macro Dice on the test volumes of every hospital without its virtual scanner, by arm and seed."""
+    scores = {}
     for folder in folders:
         name = f"{folder.parent.name}, seed {folder.name.removeprefix('seed-')}"
-        if name in scores:
-            continue
         what = read(folder)
         plain = what.data.model_copy(update={"options": {**what.data.options, "appearance": False}})
         hospitals = experiment.hospitals(what.model_copy(update={"data": plain}))
@@ -484,10 +481,12 @@ def main(words: Sequence[str] | None = None) -> None:
         measured["neighbours"] = neighbours(sorted((asked.output / "deep").glob("seed-*"))[0])
     elif asked.what == "recorded":
         folders = [path.parent for arm in RECORDED for path in sorted((asked.output / arm).glob("seed-*/summary.json"))]
-        measured["recorded"] = recorded(folders, collect(asked.output).get("recorded", {}))
+        measured["recorded"] = recorded(folders)
     elif asked.what == "speed":
         measured["speed"] = speed(asked.output, sets)
-    figures = {**collect(asked.output), **measured}
+    figures = collect(asked.output)
+    for key, own in measured.items():
+        figures[key] = {**figures.get(key, {}), **own}
     print("\n".join(lines(figures)))
     if not asked.quick:
         write(figures)
