@@ -95,8 +95,10 @@ class Watcher:
         self._times: dict[str, list[str]] = {}
         self._last: dict[str, dict[str, Any]] = {}
         self._messages: list[dict[str, str]] = []
+        self._asked = ""
         self._refused: dict[str, dict[str, str]] = {}
-        self._ends: dict[str, dict[str, Any]] = {}
+        self._verdicts: dict[str, dict[str, Any]] = {}
+        self._scored: set[tuple[str, int]] = set()
         self._recipes: dict[str, locked_recipe.LockedRecipe] = {}
         self._answered: set[str] = set()
 
@@ -196,18 +198,32 @@ class Watcher:
             if event == "trained":
                 self._times.setdefault(recipe, []).append(str(entry["time"]))
             if event == "decided" and entry["kind"] == "final":
-                self._ends[recipe] = {"time": entry["time"], "says": sentences.end(entry), "verdict": entry["verdict"]}
-            if event == "sent" and entry["kind"] == "refusal":
-                why, remedy = refusal_words.why(str(entry["reason"]), recipe)
-                about = {"word": str(entry["reason"]), "says": why, "remedy": remedy, "time": str(entry["time"])}
-                self._refused[recipe] = about
-            elif event == "sent":
-                self._refused.pop(recipe, None)
+                about = {"time": entry["time"], "says": sentences.end(entry), "verdict": entry["verdict"]}
+                self._verdicts[recipe] = {**about, "round": int(entry["round"])}
+            self._refusals(entry, recipe)
+            if event == "sent" and entry["kind"] == "evaluate" and entry.get("split") == "test":
+                self._scored.add((recipe, int(entry["round"])))
             if event == "surveyed":
                 self._answered.add(str(entry["fingerprint"]))
             sentence = sentences.of(entry)
             if sentence:
                 self._messages = [*self._messages, {"time": str(entry["time"]), "says": sentence}][-MESSAGES:]
+
+    def _refusals(self, entry: Mapping[str, Any], recipe: str) -> None:
+        """What was refused of a recipe and is not mended; that the site greets again does not mend a round."""
+        event, kind, refused = entry["event"], entry.get("kind"), self._refused.get(recipe)
+        if event == "received":
+            self._asked = str(kind)
+        elif event == "sent" and kind == "refusal":
+            word = str(entry["reason"])
+            why, remedy = refusal_words.why(word, recipe)
+            about = {"word": word, "says": why, "remedy": remedy, "time": str(entry["time"]), "kind": self._asked}
+            self._refused[recipe] = about
+        elif refused is not None:
+            answered = event == "sent" and (kind != "handshake" or refused["kind"] == "handshake")
+            approved = event == "decided" and kind == "approval" and refused["word"] == "approval-pending"
+            if answered or approved:
+                del self._refused[recipe]
 
     def _surveys(self) -> dict[str, dict[str, bool]]:
         """The surveys that arrived: whether a person here approved each, and whether it was answered."""
@@ -221,10 +237,12 @@ class Watcher:
         used = self._tallies[recipe].usage() if recipe in self._tallies else audit.Usage()
         rounds, times = self.recipe(recipe).recipe.rounds, self._times.get(recipe, [])
         number = max((number for number, _ in used.trained), default=0)
-        ended = self._ends.get(recipe)
+        verdict = self._verdicts.get(recipe)
+        left = verdict is not None and (recipe, verdict["round"]) in self._scored
+        ended = verdict if left else None
         pace = _pace(times)
         ends = None
-        if recipe in approved and ended is None and pace is not None and number < rounds:
+        if recipe in approved and verdict is None and pace is not None and number < rounds:
             ends = spans.stamp_of(
                 max(signed_documents.moment(times[-1]).timestamp() + pace * (rounds - number), time.time())
             )
@@ -243,6 +261,7 @@ class Watcher:
             "round_seconds": None if pace is None else round(pace, 1),
             "eta": ends,
             "refused": self._refused.get(recipe),
+            "judged": None if left else verdict,
             "ended": ended,
         }
 
@@ -277,6 +296,8 @@ def standing(values: Mapping[str, Any]) -> dict[str, str]:
         return {"says": f"refused: {latest['says']} ({latest['word']})", "remedy": latest["remedy"]}
     if active is not None and active["ended"]:
         return {"says": active["ended"]["says"], "remedy": ""}
+    if active is not None and active["judged"]:
+        return {"says": "the final adapter is judged here; its scores have not left yet", "remedy": ""}
     if active is not None and active["round"]:
         return {"says": f"round {active['round']} of {active['rounds']} is done here; waits for the next", "remedy": ""}
     return {"says": "waits for the coordinator's first message", "remedy": ""}
@@ -357,6 +378,8 @@ def recipe_words(row: Mapping[str, Any]) -> str:
         return f"refused: {row['refused']['word']}"
     if row["ended"]:
         return f"finished, adapter {row['ended']['verdict']}"
+    if row["judged"]:
+        return "judged, scores have not left"
     return "approved" if not row["round"] else "goes on"
 
 

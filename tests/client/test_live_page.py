@@ -6,6 +6,7 @@ import html
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,50 @@ def test_what_privacy_has_spent_is_counted_anew_only_where_the_ledger_changed(
     os.utime(book, ns=(1, 1))
     assert "2.00 of 8.00" in live_page.content(watcher).parts["figures"]
     assert "of 8.00 spent" in live_page.content(watcher).parts["privacy"]
+
+
+@pytest.fixture
+def reads(trained: Hospital, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """What a site's status says after entries of its log, of a recipe that it knows."""
+    run = trained.state / status.FOLDER
+    processes.write_pid(processes.pid_path(run, status.NAME), processes.own_pid())
+
+    def read(*entries: dict[str, Any]) -> dict[str, Any]:
+        watcher = status.Watcher(trained.state)
+        monkeypatch.setattr(watcher._log, "new", lambda: [{**entry, "recipe": trained.lock.hash} for entry in entries])
+        now = watcher.now()
+        return {**now["recipes"][trained.lock.hash], "says": now["now"]["says"]}
+
+    return read
+
+
+FINAL = line("decided", kind="final", verdict="accepted", reason="policy", fingerprint="e" * 64, examples=4, round=3)
+SCORES = line("sent", kind="evaluate", split="test", bytes=900, round=3, metrics=["dice"])
+GREETED = [line("received", kind="handshake", bytes=90), line("sent", kind="handshake", bytes=90)]
+BROKE_OFF = [
+    line("received", kind="evaluate", bytes=900, round=3, split="test"),
+    line("sent", kind="refusal", reason="storage", bytes=90, round=3),
+]
+
+
+def test_a_site_has_finished_once_its_scores_have_left(reads: Callable[..., dict[str, Any]]) -> None:
+    row = reads(*ROUND_3, FINAL)
+    assert (row["ended"], row["judged"]["verdict"]) == (None, "accepted")
+    assert row["says"] == "the final adapter is judged here; its scores have not left yet"
+    assert status.recipe_words(row) == "judged, scores have not left"
+    assert row["eta"] is None
+    row = reads(*ROUND_3, FINAL, SCORES)
+    assert (row["judged"], row["ended"]["verdict"]) == (None, "accepted")
+    assert status.recipe_words(row) == "finished, adapter accepted"
+    earlier = {**SCORES, "round": 0}
+    assert reads(*ROUND_3, earlier, FINAL)["ended"] is None, "the scores of another round"
+
+
+def test_a_greeting_does_not_undo_a_refusal_of_work(reads: Callable[..., dict[str, Any]]) -> None:
+    assert reads(*ROUND_3, FINAL, *BROKE_OFF, *GREETED)["refused"]["word"] == "storage"
+    assert reads(*ROUND_3, FINAL, *BROKE_OFF, *GREETED, SCORES)["refused"] is None
+    turned_away = [GREETED[0], line("sent", kind="refusal", reason="busy", bytes=90)]
+    assert reads(*turned_away)["refused"]["word"] == "busy"
+    assert reads(*turned_away, *GREETED)["refused"] is None
+    waits = [GREETED[0], line("sent", kind="refusal", reason="approval-pending", bytes=90)]
+    assert reads(*waits, line("decided", kind="approval", verdict="approved"))["refused"] is None
