@@ -1,14 +1,15 @@
 """A small SAM-shaped model (not SAM), pretrained outside the federation, and what of it must travel.
 
     python benchmarks/sam_shaped.py pretrain [--steps 1200] [--device cpu]
-    python benchmarks/sam_shaped.py ablate [--model litemedsam] [--seeds 0] [--output runs/MODEL] [--set KEY=VALUE ...]
+    python benchmarks/sam_shaped.py ablate [--model litemedsam] [--arms default deep] [--seeds 0] [--output runs/MODEL]
 
 ``pretrain`` makes a model of SAM's architecture at 256 px: its encoder is the first half of DINOv2-small, laid over
 into SAM's form and kept; neck, prompt encoder and mask decoder learn to segment the object that a box or points show,
 on the images of ``drawn_shapes.py``. It goes into the weights cache as ``sam-shaped``. ``ablate`` runs the bundled
-experiment ``sam-nuclei`` with four choices of what trains, and writes the table of simulations/README.md and
+experiment ``sam-nuclei`` as each of :data:`ARMS` differs from it, and writes the table of simulations/README.md and
 ``simulations/results/sam_shaped.json``; with ``--model litemedsam`` on that real SAM (``fedvfm weights fetch
-litemedsam``), a table and a file of its own. Both go on where they were stopped. ``--quick`` tries everything once,
+litemedsam``), a table and a file of its own. Both go on where they were stopped; arms whose runs are no longer there
+keep their rows. ``--quick`` tries everything once,
 tiny, and writes neither.
 
 What it shows is about these models. SAM itself knows far more; FLAP-SAM reports for it Dice 36.9 with LoRA alone, 60.5
@@ -66,11 +67,14 @@ THEIRS = {
 
 SCALED = {"attn.proj": "layer_scale1", "mlp.lin2": "layer_scale2"}
 
+DEEP = ('recipe.task.head="unet-deep"', "recipe.optimiser.head_learning_rate=3e-3")
 ARMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "default": ("LoRA on q, v + upscale + hypernetworks + mask tokens (the default)", ()),
     "lora-only": ("LoRA on q, v alone", ("recipe.adapter.parts=[]",)),
     "parts-only": ("upscale + hypernetworks + mask tokens alone", ('recipe.adapter.kind="head-only"',)),
     "decoder": ("the whole decoder alone", ('recipe.adapter.kind="head-only"', 'recipe.adapter.parts=["decoder"]')),
+    "deep": ("head unet-deep on the frozen encoder, no decoder", ('recipe.adapter.kind="head-only"', *DEEP)),
+    "deep-lora": ("LoRA on q, v + head unet-deep, no decoder", DEEP),
 }
 LITEMEDSAM = (
     'recipe.backbone.name="litemedsam"',
@@ -326,12 +330,12 @@ def pretrain(steps: int, batch: int, device: str, work: Path, *, quick: bool) ->
 # -- ablation ----------------------------------------------------------------------------------------------------------
 
 
-def ablate(seeds: Sequence[int], output: Path, sets: Sequence[str], *, baselines: bool) -> None:
-    """Run or resume every arm of every seed; the first seed of the default arm has the experiment's baselines."""
-    for arm, (_, own) in ARMS.items():
+def ablate(arms: Sequence[str], seeds: Sequence[int], output: Path, sets: Sequence[str], *, baselines: bool) -> None:
+    """Run or resume these arms of every seed; the first seed of the default arm has the experiment's baselines."""
+    for arm in arms:
         for seed in seeds:
             folder = output / arm / f"seed-{seed}"
-            chosen = [f"recipe.seed={seed}", *own, *sets]
+            chosen = [f"recipe.seed={seed}", *ARMS[arm][1], *sets]
             if not (baselines and arm == "default" and seed == seeds[0]):
                 chosen.append("baselines=[]")
             fresh = [EXPERIMENT, "--output", str(folder), *(word for one in chosen for word in ("--set", one))]
@@ -341,17 +345,21 @@ def ablate(seeds: Sequence[int], output: Path, sets: Sequence[str], *, baselines
             subprocess.run([sys.executable, "-m", "fedvfm.cli", "simulate", *arguments], check=True)
 
 
-def collect(output: Path) -> dict[str, Any]:
-    """The figures of all finished arms."""
+def collect(output: Path, results: Path | None = None) -> dict[str, Any]:
+    """The figures of all finished arms; those of arms that are not there stay as they are in ``results``."""
+    kept = json.loads(results.read_text()) if results and results.exists() else {}
     done = [arm for arm in ARMS if any((output / arm).glob("seed-*/summary.json"))]
-    rows = [compare.table(compare.load([output / "default", output / arm]))["runs"][-1] for arm in done]
+    folders = {arm: [output / name for name in dict.fromkeys(("default", arm)) if name in done] for arm in done}
+    rows = {arm: compare.table(compare.load(pair))["runs"][-1] for arm, pair in folders.items()}
     runs = {arm: json.loads(sorted((output / arm).glob("seed-*/summary.json"))[0].read_text()) for arm in done}
     pretraining = output / "pretraining.json"
-    return {
-        "pretraining": json.loads(pretraining.read_text()) if pretraining.exists() else None,
-        "arms": dict(zip(done, rows, strict=True)),
-        "runs": runs,
-    }
+    figures: dict[str, Any] = {"pretraining": kept.get("pretraining")}
+    if pretraining.exists():
+        figures["pretraining"] = json.loads(pretraining.read_text())
+    for key, own in (("arms", rows), ("runs", runs)):
+        merged = {**kept.get(key, {}), **own}
+        figures[key] = {arm: merged[arm] for arm in ARMS if arm in merged}
+    return figures
 
 
 def lines(figures: Mapping[str, Any], title: str) -> Iterator[str]:
@@ -403,10 +411,15 @@ def _verdict(rows: Mapping[str, Any]) -> str:
     )
 
 
-def write(model: str, figures: Mapping[str, Any], text: str) -> None:
-    """``simulations/results/sam_shaped.json``, or that of another model, and its block in ``simulations/README.md``."""
+def named(model: str) -> tuple[str, Path]:
+    """A model's block in ``simulations/README.md`` and its file: ``simulations/results/sam_shaped.json`` or its own."""
     name = model if model == NAME else f"{NAME}-{model}"
-    results = ROOT / "simulations" / "results" / f"{name.replace('-', '_')}.json"
+    return name, ROOT / "simulations" / "results" / f"{name.replace('-', '_')}.json"
+
+
+def write(model: str, figures: Mapping[str, Any], text: str) -> None:
+    """See :func:`named`."""
+    name, results = named(model)
     results.parent.mkdir(exist_ok=True)
     results.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     block.write(ROOT / "simulations" / "README.md", name, text)
@@ -420,6 +433,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=6)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
     parser.add_argument("--model", choices=tuple(MODELS), default=NAME, help="of ablate and report")
     parser.add_argument("--output", type=Path, help="runs/MODEL if left out")
     parser.add_argument("--set", action="append", default=[], help="a setting of the experiment, as in fedvfm simulate")
@@ -435,8 +449,8 @@ def main(words: Sequence[str] | None = None) -> None:
     title, own = MODELS[asked.model]
     if asked.what == "ablate":
         sets = [*own, *asked.set, *(TINY if asked.quick else ())]
-        ablate(asked.seeds, output, sets, baselines=not asked.quick and asked.model == NAME)
-    figures = collect(output)
+        ablate(asked.arms, asked.seeds, output, sets, baselines=not asked.quick and asked.model == NAME)
+    figures = collect(output, None if asked.quick else named(asked.model)[1])
     text = "\n".join(lines(figures, title))
     print(text)
     if not asked.quick:

@@ -177,8 +177,8 @@ class TaskConfig(Strict):
     head: str | None = None
     """Of the model; left out, what fits the backbone: patch or pyramid (or unet, which looks further around, or
     unet-deep, which has three times its numbers at half the resolution), linear for classification, sam-masks for SAM;
-    boxes for detection; for cases attention-mil, or mst, mean, max. Change: to compare heads; to unet-deep where images
-    are enlarged to input_size; to mst where the order of images counts."""
+    boxes for detection; for cases attention-mil, or mst, mean, max. Change: to compare heads; to unet-deep with a SAM
+    that is told no prompts, and where images are enlarged to input_size; to mst where the order of images counts."""
     prompt: Literal["none", "auto", "box", "points"] = "none"
     """Of SAM: none; auto, boxes and masks that the adapter itself proposes; box or points, drawn from the truth, whose
     scores are called "oracle prompt". Change: to auto to compare with none; to the others only to measure what perfect

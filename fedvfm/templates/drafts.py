@@ -62,6 +62,15 @@ _COX = {"optimiser.batch_size": 32}
 _ANSWERED = ("classification", *bags.LABELS_OF)
 """Tasks that a target is of."""
 _SAM = {"optimiser.learning_rate": 8e-4, "optimiser.head_learning_rate": 8e-4, "optimiser.batch_size": 2}
+_SAM_UNPROMPTED = {
+    "task.head": "unet-deep",
+    "adapter.kind": "head-only",
+    "optimiser.learning_rate": 3e-3,
+    "optimiser.head_learning_rate": 3e-3,
+    "optimiser.batch_size": 2,
+}
+"""SAM's own decoder was trained to be told where to look: without prompts it finds little of small structures, and a
+U-Net of the image that sees the embedding finds more for a fraction of the time (simulations/README.md)."""
 _SCRATCH = {"optimiser.learning_rate": 2e-3, "optimiser.head_learning_rate": 2e-3, "adapter.kind": "full"}
 _PIECE = (32, 96, 96)
 _WHOLE_VOLUMES = {
@@ -229,10 +238,12 @@ def recipe(
         values |= _SCRATCH | (_WHOLE_VOLUMES if piece(backbone) else {})
     elif kind.startswith("sam"):
         side = int(shape.get("vision_config", {}).get("image_size", _SAM_SIDE))
-        values |= _SAM | {"data.input_size": [min(side, _SAM3_SIDE if kind.startswith("sam3") else _SAM_SIDE)] * 2}
+        values |= {"data.input_size": [min(side, _SAM3_SIDE if kind.startswith("sam3") else _SAM_SIDE)] * 2}
+        values |= _SAM_UNPROMPTED if task == "segmentation" else _SAM
     elif kind == "tinyvit_sam":
         side, depth = int(vision["image_size"]), sum(vision["depths"][1:])  # the first stage is no attention
-        values |= _SAM | {"data.input_size": [side, side], "data.views": 4, "adapter.layers": [depth - 2, depth - 1]}
+        values |= {"data.input_size": [side, side], "data.views": 4}
+        values |= _SAM_UNPROMPTED if task == "segmentation" else _SAM | {"adapter.layers": [depth - 2, depth - 1]}
         values |= _AS_THEY_ARE if side == _LIGHT_SIDE else {}
     else:
         depth = sum(shape["depths"]) if "depths" in shape else int(vision.get("num_hidden_layers", 0))

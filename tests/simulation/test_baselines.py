@@ -179,6 +179,7 @@ def test_where_nobody_shares_a_noise_the_whole_of_it_is_one_s_own(shared: str, a
 
 def test_a_network_without_prompts_is_told_nothing_of_them() -> None:
     sets = ['baselines=["unet"]', 'recipe.task.prompt="auto"', "recipe.task.options.passes=3"]
+    sets += ['recipe.task.head="sam-masks"', 'recipe.adapter.kind="lora"']
     what = experiment.load("sam-brain-mri", sets)
     experiment.examine(what)
     (arm,) = baselines.unet(what, SITES)

@@ -239,7 +239,18 @@ def test_a_recipe_of_every_backbone_validates(backbone: str) -> None:
             bundled.data.std,
             (256, 256),
         )
-        assert recipe.adapter.layers == bundled.adapter.layers
+        for key in ("learning_rate", "batch_size"):
+            assert getattr(recipe.optimiser, key) == getattr(bundled.optimiser, key)
+        assert (recipe.task.head, recipe.adapter.kind) == (bundled.task.head, bundled.adapter.kind)
+    if backbone.startswith("sam") or backbone == "litemedsam":  # without prompts not SAM's own decoder
+        assert (recipe.task.head, recipe.adapter.kind) == ("unet-deep", "head-only")
+        assert recipe.optimiser.head_learning_rate == recipe.optimiser.learning_rate
+
+
+def test_an_image_has_one_class_by_the_encoder_of_a_sam() -> None:
+    recipe = schema.parse(schema.Recipe, tomllib.loads(drafts.recipe("classification", "litemedsam", "abc")), "recipe")
+    assert (recipe.task.head, recipe.adapter.kind, recipe.adapter.layers) == (None, "lora", (8, 9))
+    assert locking.examine(recipe)[1] == []
 
 
 @pytest.mark.parametrize("backbone", ["dinov2-small-imgfocus", "dinov2-large", "deit-tiny", "clip-vit-base"])
