@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
 from fedvfm.client import state_folder
 from fedvfm.client.adoption import decisions
+from fedvfm.config import policy
 from fedvfm.trust import signed_documents
 
 
@@ -37,6 +39,19 @@ def verdict(recipe: str, fingerprint: str) -> decisions.Verdict:
 def keep(where: state_folder.State, found: decisions.Verdict, folder: Path) -> None:
     decisions.empty(folder)
     signed_documents.write(folder / decisions.VERDICT, found)
+
+
+@pytest.mark.parametrize(
+    ("score", "own", "word"),
+    [
+        *((0.5, 0.5, "accepted"), (0.3, 0.2, "declined"), (0.5, 0.7, "declined")),
+        *((math.nan, 0.5, "declined"), (0.5, math.nan, "declined")),
+        *((0.5, None, "declined"), (None, 0.5, "declined")),
+    ],
+)
+def test_a_score_must_reach_what_the_policy_asks(score: float | None, own: float | None, word: str) -> None:
+    rules = policy.FinalPolicy(accept="score", min_score=0.4, max_drop=0.1)
+    assert decisions.judge(rules, score, lambda: own)[0] == word
 
 
 def test_adapters_whose_hashes_begin_alike_lie_apart(where: state_folder.State) -> None:

@@ -86,14 +86,15 @@ def judge(
         return plain[rules.accept], "policy", None
     if score is None:
         return DECLINED, "no-test-samples", None
-    if rules.min_score is not None and score < rules.min_score:
+    # Asked for what must hold, not for what must not: a score that is no number passes neither way.
+    if rules.min_score is not None and not score >= rules.min_score:
         return DECLINED, "min-score", None
     if rules.max_drop is None:
         return ACCEPTED, "min-score", None
     before = own()
     if before is None:
         return DECLINED, "no-own-update", None
-    return (DECLINED if score < before - rules.max_drop else ACCEPTED), "max-drop", before
+    return (ACCEPTED if score >= before - rules.max_drop else DECLINED), "max-drop", before
 
 
 def empty(folder: Path) -> None:
