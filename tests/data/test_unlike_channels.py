@@ -119,9 +119,10 @@ def test_a_recipe_that_lets_a_channel_lack_trains_for_it(values: dict[str, Any],
 def test_every_channel_cannot_lack_and_other_sources_read_no_names() -> None:
     everything = channels.lacking_faults(NAMED, contract(*NAMED))
     assert [fault.partition(",")[0] for fault in everything] == ["every channel of the recipe is lacking"]
-    values = {"source": "brain-mri", "channels": {"FLAIR": 0}}
-    with pytest.raises(errors.ConfigError, match="source 'brain-mri' does not read it"):
-        table.make(schema.parse(schema.SourceConfig, values, "data"))
+    named = schema.parse(schema.SourceConfig, {"source": "brain-mri", "channels": {"FLAIR": 0}}, "data")
+    for read in (table.make, lambda source: table.survey(source, [])):
+        with pytest.raises(errors.ConfigError, match="source 'brain-mri' does not read it"):
+            read(named)
 
 
 def test_intensities_are_those_of_what_is_there_and_an_absent_channel_is_black() -> None:

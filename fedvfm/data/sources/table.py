@@ -26,9 +26,9 @@ def survey(source: schema.SourceConfig, faults: list[str], contract: schema.Data
     """:func:`make` that goes on with what is usable and adds the faults of the rest to the list, where a source can.
 
     Raises:
-        UnknownName, DataError: where nothing can be read at all.
+        UnknownName, ConfigError, DataError: where nothing can be read at all.
     """
-    made = TABLE.get(source.source.partition(":")[0])
+    made = _entry(source)
     return under(made.tolerant(source, faults) if hasattr(made, "tolerant") else made(source), contract)
 
 
@@ -39,12 +39,17 @@ def make(source: schema.SourceConfig, contract: schema.DataContract | None = Non
 
     Raises:
         UnknownName: if the part before the first colon stands in no table.
+        ConfigError: for channels by name where the source reads none.
         DataError: if the source's files are missing or do not fit together.
     """
+    return under(_entry(source)(source), contract)
+
+
+def _entry(source: schema.SourceConfig) -> Any:
     name = source.source.partition(":")[0]
     if source.channels and name != "folder":
         raise errors.ConfigError("data", [f"data.channels: source '{name}' does not read it; leave it out"])
-    return under(TABLE.get(name)(source), contract)
+    return TABLE.get(name)
 
 
 def under(source: Any, contract: schema.DataContract | None) -> data.Source:
