@@ -86,6 +86,9 @@ def test_a_check_counts_cases_without_an_image_and_trains_a_step_with_them(site:
     assert [len(made.seen.splits[name]) for name in ("train", "val", "test")] == [6, 2, 2]
     assert (document._data(made.seen)["images"], document._data(made.seen)["unusable"]) == (36, 0)
     assert made.facts["training_step"]
+    affected.write(made, site.parent / "files.csv")
+    rows = [line.split(",") for line in (site.parent / "files.csv").read_text().splitlines()]
+    assert [row[4] for row in rows if row[1] == "images-missing"] == ["", ""]
 
 
 def test_a_check_says_how_many_cases_a_recipe_leaves_out_and_a_site_may_have_rows_alone(site: Path) -> None:

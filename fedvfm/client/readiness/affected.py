@@ -43,6 +43,7 @@ def _place(made: check.Checked, number: int) -> tuple[str, str]:
         return "", ""
     sample = made.seen.samples[number - 1]
     path_of = getattr(made.raw, "path_of", None)
-    if path_of is None:
+    images = [image for image in bags.images_of([sample]) if not image.without_image]
+    if path_of is None or not images:
         return sample.id, ""
-    return sample.id, os.path.commonpath([path_of(image) for image in bags.images_of([sample])])
+    return sample.id, os.path.commonpath([path_of(image) for image in images])
