@@ -16,7 +16,7 @@ def choose(name: str) -> str:
     import torch  # the command line names devices long before it needs torch
 
     kind, colon, number = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps", "auto") or (colon and (kind != "cuda" or not number.isdigit())):
+    if kind not in ("cpu", "cuda", "mps", "auto") or (colon and (kind != "cuda" or not number.isdecimal())):
         raise errors.ConfigError("--device", [f"'{name}': give {NAMES}"])
     if kind == "auto":
         return "cuda" if torch.cuda.device_count() else "cpu"

@@ -377,10 +377,17 @@ def test_decathlon(tmp_path: Path) -> None:
     pixels = source.read(source.samples()[2])
     assert pixels.mask.sum() == 1
     assert pixels.orientation == "LPS"
-    assert "'fold', but data.options.fold = 1" in message(tmp_path, fold=1)
+    for numbered in (last, {**last, "fold": 0}):  # what is for validation is never trained on
+        datalist(tmp_path, entries, validation=[numbered])
+        assert [one.split for one in make(tmp_path, fold=1).samples()[::4]] == ["train", "test", "val"]
     datalist(tmp_path, entries)
     assert [one.split for one in make(tmp_path, fold=1).samples()[::4]] == ["train", "test"]
     assert "no case of fold 7" in message(tmp_path, fold=7)
+    for without in (last, {**last, "fold": True}):
+        datalist(tmp_path, [*entries, without])
+        assert "training 3: no whole number as 'fold', but data.options.fold = 1" in message(tmp_path, fold=1)
+    datalist(tmp_path, entries, labels={"0": "background", "\u00b2": "foreground"})
+    assert "label" in message(tmp_path)
 
 
 def test_datalist_for_classification(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ PARTS = {"training": None, "validation": "val"}
 
 
 def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
-    """The cases of ``dataset.json``. With ``data.options.fold = N`` those of fold N are for testing."""
+    """The cases of ``dataset.json``. With ``data.options.fold = N`` those of ``training`` in fold N are for testing."""
     layout = layouts.Layout("datalist", ())
     settings = layouts.read_json(folder / "dataset.json", layout.faults, "a datalist")
     if layout.faults:
@@ -104,7 +104,7 @@ def _unlisted(folder: Path, settings: Mapping[str, Any], cases: Sequence[layouts
 def _class_names(settings: dict[str, Any], faults: list[errors.Fault]) -> tuple[str, ...]:
     """Names in the order of their numbers: numbers to names (the decathlon), or names to numbers."""
     labels = settings.get("labels")
-    if isinstance(labels, dict) and labels and all(str(key).isdigit() for key in labels):
+    if isinstance(labels, dict) and labels and all(str(key).isdecimal() for key in labels):
         turned = {str(name): int(key) for key, name in labels.items()}
         if len(turned) < len(labels):
             faults.append(defect.DATASET_JSON.fault("dataset.json: two labels of one name; class names must differ"))
@@ -192,9 +192,9 @@ def _number(label: Any, where: str, layout: layouts.Layout) -> int | None:
 def _split(
     entry: Mapping[str, Any], given: str | None, fold: int | None, where: str, faults: list[errors.Fault]
 ) -> str | None:
-    if fold is None:
+    if fold is None or given is not None:  # what is for validation is of no fold
         return given
-    if not isinstance(entry.get("fold"), int):
+    if not isinstance(entry.get("fold"), int) or isinstance(entry["fold"], bool):
         faults.append(
             defect.DATASET_JSON.fault(
                 f"{where}: no whole number as 'fold', but data.options.fold = {fold}; add it, or leave fold out"
