@@ -24,6 +24,7 @@ from fedvfm.config import schema
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.data.sources import fetch, hippocampus, index, table
 from fedvfm.simulation import experiment
+from fedvfm.storage import storage
 from tests.data import test_index_sources
 
 CASES = 70
@@ -260,6 +261,30 @@ def test_a_set_with_a_table_is_checked_and_copied(
     (given / "labels" / "n1.png").unlink()
     with pytest.raises(errors.DataError, match=r"labels/n1\.png: no such file"):
         fetch.fetch("nuclei", given)
+
+
+def test_where_a_table_lies_all_of_its_set_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Images of a new set under the table of the old one would be read without a word."""
+    monkeypatch.setenv("FEDVFM_DATA", str(tmp_path / "data"))
+    given = test_index_sources.small_nuclei(tmp_path / "given")
+    (given / "images" / "thumbnails").mkdir()
+    assert fetch.fetch("nuclei", given).written == 13
+    (given / "images" / "n0.png").write_bytes((given / "images" / "n1.png").read_bytes())
+    kept = storage.write_bytes
+
+    def full(path: Path, *rest: Any, **more: Any) -> None:
+        if path.suffix == ".csv":
+            raise errors.StorageError("no space left")
+        kept(path, *rest, **more)
+
+    monkeypatch.setattr(fetch.storage, "write_bytes", full)
+    with pytest.raises(errors.StorageError, match="no space left"):
+        fetch.fetch("nuclei", given)
+    with pytest.raises(errors.DataError, match="is not at"):
+        fetch.fetch("nuclei")
+    monkeypatch.setattr(fetch.storage, "write_bytes", kept)
+    assert fetch.fetch("nuclei", given).written == 1
+    assert fetch.fetch("nuclei", given).written == 0
 
 
 @pytest.mark.slow

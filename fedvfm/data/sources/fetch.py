@@ -6,6 +6,7 @@ are read out of it, and written under names of our own.
 
 from __future__ import annotations
 
+import filecmp
 import functools
 import hashlib
 import http.client
@@ -247,20 +248,23 @@ def _indexed(name: str, folder: Path, source: Path | None) -> int:
     if not source.is_dir():
         raise defect.NOT_FOUND.error(f"{source}: no folder. {_by_hand(name, folder)}")
     table.make(schema.SourceConfig(source=name, path=str(source)))  # names every fault
-    written = 0
     with storage.guard(folder):
-        files = [source / index.INDEX, *sorted((source / "images").iterdir())]
-        files += sorted((source / "labels").iterdir()) if name == "nuclei" else []
-        # The table last: with it, all is here.
-        for file in (*files[1:], files[0]):
+        parts = ("images", "labels") if name == "nuclei" else ("images",)
+        files = [file for part in parts for file in sorted((source / part).iterdir()) if file.is_file()]
+        lacking = [file for file in (*files, source / index.INDEX) if not _is_same(file, folder, source)]
+        if lacking:  # the table goes first and comes last: where it is, all is here
+            (folder / index.INDEX).unlink(missing_ok=True)
+            lacking = list(dict.fromkeys((*lacking, source / index.INDEX)))
+        for file in lacking:
             place = folder / file.relative_to(source)
-            content = file.read_bytes()
-            if place.is_file() and place.read_bytes() == content:
-                continue
             place.parent.mkdir(parents=True, exist_ok=True)
-            storage.write_bytes(place, content, mode=0o644)
-            written += 1
-    return written
+            storage.write_bytes(place, file.read_bytes(), mode=0o644)
+    return len(lacking)
+
+
+def _is_same(file: Path, folder: Path, source: Path) -> bool:
+    place = folder / file.relative_to(source)
+    return place.is_file() and filecmp.cmp(place, file, shallow=False)
 
 
 # -- both --------------------------------------------------------------------------------------------------------------
