@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +271,29 @@ def test_other_samples_are_compared_unpaired_and_it_says_so(tiny_run: Path, tmp_
     assert "unpaired: other samples" in shown(found)
 
 
+def test_a_difference_is_of_the_hospitals_that_both_runs_tested(tiny_run: Path, tmp_path: Path) -> None:
+    """One run without its easiest hospital looked worse by what that hospital has."""
+    other = changed(tiny_run, tmp_path / "other", shift=0.2, rounds=7)
+    evaluation = json.loads((other / "evaluation.json").read_text())
+    tested = evaluation["last"]["samples"]
+    tested["west"]["dice"] = [value + 9 for value in tested["west"]["dice"]]
+    tested["south"] = tested.pop("west")
+    groups = json.loads((other / "groups.json").read_text())
+    groups["south"] = groups["west"]
+    (other / "groups.json").write_text(json.dumps(groups))
+    (other / "evaluation.json").write_text(json.dumps(evaluation))
+    found = compare.compare([tiny_run, other])
+    difference = found["runs"][1]["difference"]
+    assert (difference["paired"], difference["sites_left_out"]) == (True, ["south", "west"])
+    assert difference["mean"] == pytest.approx(0.2, abs=1e-9)
+    assert "the difference is without south, west, which not every run tested" in shown(found)
+    for site in ("east", "north"):
+        tested[f"{site}-2"], groups[f"{site}-2"] = tested.pop(site), groups[site]
+    (other / "groups.json").write_text(json.dumps(groups))
+    (other / "evaluation.json").write_text(json.dumps(evaluation))
+    assert compare.compare([tiny_run, other])["runs"][1]["difference"] is None
+
+
 def test_other_metrics_are_not_subtracted(tiny_run: Path, tiny_classes: Path) -> None:
     found = compare.compare([tiny_run, tiny_classes])
     assert found["runs"][1]["difference"] is None
@@ -339,7 +364,7 @@ def test_what_the_counts_of_the_benefit_take_together_is_said() -> None:
 # --- patients ---------------------------------------------------------------------------------------------------------
 
 
-def test_patients_are_kept_as_numbers_and_drawn_whole(tiny_run: Path, tmp_path: Path) -> None:
+def test_patients_are_kept_without_their_names_and_drawn_whole(tiny_run: Path, tmp_path: Path) -> None:
     run = run_folder.RunFolder(changed(tiny_run, tmp_path / "run"))
     (run.path / compare.GROUPS).unlink(missing_ok=True)
     assert compare.scores(run, summary(run.path))["pooled"].patients is None
@@ -349,7 +374,7 @@ def test_patients_are_kept_as_numbers_and_drawn_whole(tiny_run: Path, tmp_path: 
     assert "patient" not in text
     groups = json.loads(text)
     assert groups.keys() == {"east", "north", "west"}
-    assert all(sorted(rows.values()) == ["0", "0", "1", "1"] for rows in groups.values())
+    assert all(sorted(Counter(rows.values()).values()) == [2, 2] for rows in groups.values())
     assert compare.scores(run, summary(run.path))["pooled"].patients == groups
 
 
@@ -362,13 +387,15 @@ def test_without_patients_there_is_nothing_to_keep(tiny_classes: Path, tmp_path:
 
 
 def test_a_sample_without_a_patient_stands_for_itself(tiny_run: Path) -> None:
-    import dataclasses
-
     (first, *_) = experiment.hospitals(experiment.parse(run_folder.RunFolder(tiny_run).read_experiment(), "test"))
     mixed = (samples.Sample("1", patient="p"), samples.Sample("p"), samples.Sample("2", patient="p"))
     found = compare.patients_of([dataclasses.replace(first, test=mixed)])
     assert found is not None
     assert found["east"]["1"] == found["east"]["2"] != found["east"]["p"]
+    # Another seed may test other patients: each is the same one there, and not whoever came at its place.
+    later = compare.patients_of([dataclasses.replace(first, test=(samples.Sample("9", patient="a"), *mixed[:1]))])
+    assert later is not None
+    assert later["east"]["1"] == found["east"]["1"] != later["east"]["9"]
 
 
 # --- the terminal -----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ takes its per-sample values from here too.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -158,23 +159,30 @@ def _folder_name(runs: Sequence[Run]) -> str:
 
 
 def write_groups(run: run_folder.RunFolder, hospitals: Sequence[virtual_hospitals.Hospital]) -> None:
-    """Keep which test samples belong to one patient, by number, so that intervals can draw whole patients later."""
+    """Keep which test samples belong to one patient, so that intervals can draw whole patients later."""
     found = patients_of(hospitals)
     if found is not None:
         storage.write_text(run.path / GROUPS, hash_chain.canonical(found) + "\n")
 
 
 def patients_of(hospitals: Sequence[virtual_hospitals.Hospital]) -> dict[str, dict[str, str]] | None:
-    """Test sample -> patient, by site, patients as numbers; None where no test sample has a patient."""
+    """Test sample -> patient, by site; None where no test sample has a patient.
+
+    Patients as digests, the same in every run: another seed may test others, and a number in the order of one run's
+    patients would make two of them one.
+    """
     tested = {hospital.name: hospital.test for hospital in hospitals}
     if not any(one.patient is not None for members in tested.values() for one in members):
         return None
     found: dict[str, dict[str, str]] = {}
     for site, members in tested.items():
         keys = [(one.patient is not None, one.patient or one.id) for one in members]
-        numbers = {key: str(number) for number, key in enumerate(sorted(set(keys)))}
-        found[site] = {one.unit: numbers[key] for one, key in zip(members, keys, strict=True)}
+        found[site] = {one.unit: _digest(*key) for one, key in zip(members, keys, strict=True)}
     return found
+
+
+def _digest(known: bool, name: str) -> str:
+    return hashlib.sha256(f"{known}:{name}".encode()).hexdigest()[:16]
 
 
 def scores(
@@ -377,9 +385,10 @@ def table(groups: Sequence[Group]) -> dict[str, Any]:
     Keys of a group: ``label, paths, seeds, rounds, primary, findings`` (of every seed), ``arms {arm: {macro, low, high,
     no_interval, over_sites, by_seed, prompt}}`` (``prompt`` marks scores of an oracle, else None; bounds are None where
     no interval may be stated, as ``no_interval`` says; ``over_sites``: sites were drawn too), ``difference`` (its
-    federated arm minus that of the first group: ``mean, low, high, no_interval, over_sites, paired, seeds``; None for
-    the first and where the metrics differ), ``settings`` (what differs from the first group: ``path: [first, this]``),
-    ``bytes {up, down}``, ``wall_s`` (means over seeds) and ``peak_mib`` (the largest).
+    federated arm minus that of the first group, at the sites that both tested: ``mean, low, high, no_interval,
+    over_sites, paired, seeds, sites_left_out``; None for the first, and where metrics or all sites differ),
+    ``settings`` (what differs from the first group: ``path: [first, this]``), ``bytes {up, down}``, ``wall_s`` (means
+    over seeds) and ``peak_mib`` (the largest).
     """
     samples = [[scores(run.folder, run.summary) for run in group.runs] for group in groups]
     return {
@@ -450,15 +459,17 @@ def _against(
         if ours.get(path) != theirs.get(path)
     }
     found: tuple[Stated, bool] | None = None
-    if group.first.summary["primary"] == first.first.summary["primary"]:
-        own, other = ([one[FEDERATED] for one in many if FEDERATED in one] for many in (samples, first_samples))
-        found = difference(own, other)
+    own, other = ([one[FEDERATED] for one in many if FEDERATED in one] for many in (samples, first_samples))
+    tested = [set(run.sites) for run in (*own, *other)]
+    if group.first.summary["primary"] == first.first.summary["primary"] and tested and set.intersection(*tested):
+        found = difference(*at_common_sites(own, other))
     if found is None:
         return {"difference": None, "settings": changed}
     value, paired = found
+    alone = sorted(set.union(*tested) - set.intersection(*tested))
     seeds = sorted({run.seed for run in group.runs} & {run.seed for run in first.runs}) if paired else []
     bounds = {"mean": value.mean, "low": value.low, "high": value.high, "no_interval": value.reason}
-    row = {**bounds, "over_sites": value.over_sites, "paired": paired, "seeds": seeds}
+    row = {**bounds, "over_sites": value.over_sites, "paired": paired, "seeds": seeds, "sites_left_out": alone}
     return {"difference": row, "settings": changed}
 
 
@@ -486,6 +497,10 @@ def show(found: Mapping[str, Any], console: Console) -> None:
             if finding["headline"]:
                 where = f"{row['label']}, seed {finding['seed']}"
                 console.print(f"Attention, {where}: {finding['text']}.", highlight=False, markup=False)
+    for row in rows[1:]:
+        if row["difference"] and (out := row["difference"]["sites_left_out"]):
+            told = f"{row['label']}: the difference is without {', '.join(out)}, which not every run tested."
+            console.print(told, highlight=False, markup=False)
     for reason in dict.fromkeys(_reasons(rows)):
         console.print(f"No interval: {reason}.", highlight=False, markup=False)
 
