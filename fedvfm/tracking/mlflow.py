@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import time
@@ -22,7 +23,7 @@ ENVIRONMENT = {
     "MLFLOW_ALLOW_FILE_STORE": "true",
 }
 """Set in the tracker's process, where nobody set them."""
-_ALLOWED = re.compile(r"[^0-9A-Za-z_\-./ ]")
+_REFUSED = re.compile(r"[^0-9A-Za-z_\-./ ]")
 
 
 class MLflow:
@@ -49,7 +50,7 @@ class MLflow:
         experiment = self._client.get_experiment_by_name(EXPERIMENT)
         number = experiment.experiment_id if experiment is not None else self._client.create_experiment(EXPERIMENT)
         opened = self._client.create_run(number, run_name=run.name, tags={"fedvfm.run": run.place}).info.run_id
-        rows = [Param(_ALLOWED.sub("_", key), value) for key, value in run.parameters.items()]
+        rows = [Param(_name(key), value) for key, value in run.parameters.items()]
         try:
             for start in range(0, len(rows), 100):  # the most that MLflow takes at once
                 self._client.log_batch(opened, params=rows[start : start + 100])
@@ -64,7 +65,7 @@ class MLflow:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        rows = [Metric(_ALLOWED.sub("_", name), value, now, step) for name, value in values.items()]
+        rows = [Metric(_name(name), value, now, step) for name, value in values.items()]
         for start in range(0, len(rows), 1000):
             self._client.log_batch(known, metrics=rows[start : start + 1000])
 
@@ -74,3 +75,9 @@ class MLflow:
 
     def close(self) -> None:
         """See :class:`fedvfm.tracking.base.Tracker`."""
+
+
+def _name(text: str) -> str:
+    """A name as MLflow takes it. Two classes that it would write alike keep apart, in every round by the same name."""
+    written = _REFUSED.sub("_", text)
+    return written if written == text else f"{written}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"

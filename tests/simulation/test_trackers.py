@@ -167,6 +167,24 @@ def test_a_fault_is_told_once_and_what_was_missed_is_handed_on(tmp_path: Path, m
     assert len(recorder.rows) == 10
 
 
+def test_classes_that_mlflow_would_write_alike_are_two_metrics() -> None:
+    """The later of two overwrote the earlier, and its curve was lost."""
+    pytest.importorskip("mlflow.entities", reason="the extra mlflow is not installed")
+    told: list[tuple[str, float]] = []
+
+    class Client:
+        def log_batch(self, _run: str, metrics: Any) -> None:
+            told.extend((one.key, one.value) for one in metrics)
+
+    own = object.__new__(mlflow.MLflow)
+    own._client = Client()
+    for step in (1, 2):
+        own.log("run", step, {"val/dice_ER+": 0.1, "val/dice_ER?": 0.2, "val/dice": 0.3})
+    assert told[:3] == told[3:]
+    assert len({name for name, _ in told}) == 3
+    assert told[2] == ("val/dice", 0.3)
+
+
 @pytest.mark.usefixtures("own_environment")
 def test_a_run_that_mlflow_refuses_half_way_is_not_left_there_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
