@@ -9,6 +9,10 @@ import http.client
 import io
 import json
 import lzma
+import os
+import signal
+import subprocess
+import sys
 import tarfile
 import urllib.error
 from pathlib import Path
@@ -17,6 +21,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 
 from fedvfm import errors
 from fedvfm.cli import main as cli
@@ -24,7 +29,6 @@ from fedvfm.config import schema
 from fedvfm.data.partition import virtual_hospitals
 from fedvfm.data.sources import fetch, hippocampus, index, table
 from fedvfm.simulation import experiment
-from fedvfm.storage import storage
 from tests.data import test_index_sources
 
 CASES = 70
@@ -263,28 +267,33 @@ def test_a_set_with_a_table_is_checked_and_copied(
         fetch.fetch("nuclei", given)
 
 
-def test_where_a_table_lies_all_of_its_set_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Images of a new set under the table of the old one would be read without a word."""
+@pytest.mark.parametrize(
+    ("point", "kept"), [("file-renamed:4", True), ("set-replaced:1", False), ("set-replaced:7", False)]
+)
+def test_a_set_that_was_not_replaced_to_the_end_is_the_old_one_or_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, point: str, kept: bool
+) -> None:
     monkeypatch.setenv("FEDVFM_DATA", str(tmp_path / "data"))
-    given = test_index_sources.small_nuclei(tmp_path / "given")
-    (given / "images" / "thumbnails").mkdir()
-    assert fetch.fetch("nuclei", given).written == 13
-    (given / "images" / "n0.png").write_bytes((given / "images" / "n1.png").read_bytes())
-    kept = storage.write_bytes
-
-    def full(path: Path, *rest: Any, **more: Any) -> None:
-        if path.suffix == ".csv":
-            raise errors.StorageError("no space left")
-        kept(path, *rest, **more)
-
-    monkeypatch.setattr(fetch.storage, "write_bytes", full)
-    with pytest.raises(errors.StorageError, match="no space left"):
-        fetch.fetch("nuclei", given)
-    with pytest.raises(errors.DataError, match="is not at"):
-        fetch.fetch("nuclei")
-    monkeypatch.setattr(fetch.storage, "write_bytes", kept)
-    assert fetch.fetch("nuclei", given).written == 1
-    assert fetch.fetch("nuclei", given).written == 0
+    given, folder = test_index_sources.small_nuclei(tmp_path / "given"), tmp_path / "data" / "nuclei"
+    fetch.fetch("nuclei", given)
+    old = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for path in (given / "images").iterdir():
+        Image.fromarray(np.full((20, 24), 200, dtype=np.uint8)).save(path)
+    rows = (given / "index.csv").read_text()
+    (given / "index.csv").write_text(rows.replace("bright", "elsewhere"))
+    code = "import sys; from pathlib import Path; from fedvfm.data.sources import fetch; "
+    code += "fetch.fetch('nuclei', Path(sys.argv[1]))"
+    call, environment = [sys.executable, "-c", code, str(given)], {**os.environ, "FEDVFM_FAULT_POINT": point}
+    assert subprocess.run(call, env=environment, check=False, timeout=120).returncode == -signal.SIGKILL
+    if kept:
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == old
+    else:
+        with pytest.raises(errors.DataError, match=r"index\.csv"):
+            table.make(schema.SourceConfig(source="nuclei", path=str(folder)))
+    assert fetch.fetch("nuclei", given).written > 0
+    for path in given.rglob("*.*"):
+        assert (folder / path.relative_to(given)).read_bytes() == path.read_bytes()
+    assert {path.name for path in folder.parent.iterdir()} == {"nuclei"}
 
 
 @pytest.mark.slow

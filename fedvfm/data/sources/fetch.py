@@ -6,7 +6,6 @@ are read out of it, and written under names of our own.
 
 from __future__ import annotations
 
-import filecmp
 import functools
 import hashlib
 import http.client
@@ -248,23 +247,44 @@ def _indexed(name: str, folder: Path, source: Path | None) -> int:
     if not source.is_dir():
         raise defect.NOT_FOUND.error(f"{source}: no folder. {_by_hand(name, folder)}")
     table.make(schema.SourceConfig(source=name, path=str(source)))  # names every fault
+    files = sorted((source / "images").iterdir())
+    files += sorted((source / "labels").iterdir()) if name == "nuclei" else []
+    files.append(source / index.INDEX)
+    places = {file: folder / file.relative_to(source) for file in files}
     with storage.guard(folder):
-        parts = ("images", "labels") if name == "nuclei" else ("images",)
-        files = [file for part in parts for file in sorted((source / part).iterdir()) if file.is_file()]
-        lacking = [file for file in (*files, source / index.INDEX) if not _is_same(file, folder, source)]
-        if lacking:  # the table goes first and comes last: where it is, all is here
-            (folder / index.INDEX).unlink(missing_ok=True)
-            lacking = list(dict.fromkeys((*lacking, source / index.INDEX)))
-        for file in lacking:
-            place = folder / file.relative_to(source)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            storage.write_bytes(place, file.read_bytes(), mode=0o644)
-    return len(lacking)
+        changed = [file for file, place in places.items() if not _is_same(file, place)]
+        if changed:
+            _replace({file: places[file] for file in files if file in {*changed, files[-1]}}, folder)
+    return len(changed)
 
 
-def _is_same(file: Path, folder: Path, source: Path) -> bool:
-    place = folder / file.relative_to(source)
-    return place.is_file() and filecmp.cmp(place, file, shallow=False)
+def _is_same(file: Path, place: Path) -> bool:
+    return place.is_file() and place.read_bytes() == file.read_bytes()
+
+
+def _replace(places: Mapping[Path, Path], folder: Path) -> None:
+    """Put files in their places, the table last: stopped at any time, the old set is whole, or there is none.
+
+    Files of a new set beside the table of an older one would be a set that nobody published.
+
+    Args:
+        places: file -> where it goes; the last one is the table.
+        folder: of the set.
+    """
+    staging = folder.with_name(f".{folder.name}{storage.PART}")
+    storage.remove_folder(staging)
+    staged = {staging / place.relative_to(folder): place for place in places.values()}
+    for file, part in zip(places, staged, strict=True):
+        storage.write_bytes(part, file.read_bytes(), mode=0o644)
+    if folder.is_dir():
+        (folder / index.INDEX).unlink(missing_ok=True)
+        storage.sync_folder(folder)
+    for part, place in staged.items():
+        storage.fault_point("set-replaced")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part.replace(place)
+        storage.sync_folder(place.parent)
+    storage.remove_folder(staging)
 
 
 # -- both --------------------------------------------------------------------------------------------------------------
