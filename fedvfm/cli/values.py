@@ -44,7 +44,7 @@ _FOLDER = {
     "ids": "numbers, or names: file names in results, which often are patient numbers.",
     "patients": "hash: groups DICOM studies by a keyed hash of Patient ID.",
     "patients_key": "File of that hash's key; left out, it is made once and kept in the data folder.",
-    "fold": "Of datalist: the fold to test on.",
+    "fold": "Of datalist: the fold of training to test on; a list validation stays what it is.",
     "instances": "true: masks number the objects of one class (QuPath, Cellpose); those that touch are drawn apart.",
     "suffix": "Of bids: the ending of the images' names, as T1w.",
 }

@@ -377,17 +377,16 @@ def test_decathlon(tmp_path: Path) -> None:
     pixels = source.read(source.samples()[2])
     assert pixels.mask.sum() == 1
     assert pixels.orientation == "LPS"
-    for numbered in (last, {**last, "fold": 0}):  # what is for validation is never trained on
-        datalist(tmp_path, entries, validation=[numbered])
-        assert [one.split for one in make(tmp_path, fold=1).samples()[::4]] == ["train", "test", "val"]
+    # Folds are of the training list; what the list holds for validation stays that.
+    assert [one.split for one in make(tmp_path, fold=1).samples()[::4]] == ["train", "test", "val"]
+    datalist(tmp_path, entries, validation=[{**last, "fold": 1}])
+    assert [one.split for one in make(tmp_path).samples()[::4]] == [None, None, "val"]
+    assert "validation 1: is in the list 'validation' and has a 'fold'" in message(tmp_path, fold=1)
+    datalist(tmp_path, [*entries, last])
+    assert "training 3: no whole number as 'fold', but data.options.fold = 1" in message(tmp_path, fold=1)
     datalist(tmp_path, entries)
     assert [one.split for one in make(tmp_path, fold=1).samples()[::4]] == ["train", "test"]
     assert "no case of fold 7" in message(tmp_path, fold=7)
-    for without in (last, {**last, "fold": True}):
-        datalist(tmp_path, [*entries, without])
-        assert "training 3: no whole number as 'fold', but data.options.fold = 1" in message(tmp_path, fold=1)
-    datalist(tmp_path, entries, labels={"0": "background", "\u00b2": "foreground"})
-    assert "label" in message(tmp_path)
 
 
 def test_datalist_for_classification(tmp_path: Path) -> None:
@@ -397,6 +396,13 @@ def test_datalist_for_classification(tmp_path: Path) -> None:
     source = make(tmp_path)
     assert source.info.task == "classification"
     assert [one.label for one in source.samples()[::4]] == [1, 0]
+
+
+@pytest.mark.parametrize("digits", ["\u00b2", "2" * 5000], ids=["superscript", "long"])
+def test_a_label_number_that_python_cannot_read_is_a_fault(tmp_path: Path, digits: str) -> None:
+    nifti(tmp_path / "a.nii", values())
+    datalist(tmp_path, [{"image": "a.nii", "label": 1}], labels={"0": "background", digits: "tumour"})
+    assert "= 'tumour' is no whole number" in message(tmp_path)
 
 
 def test_datalist_faults_at_once(tmp_path: Path) -> None:

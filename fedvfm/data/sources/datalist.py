@@ -1,6 +1,7 @@
 """Datalists of MONAI and the Medical Segmentation Decathlon: ``dataset.json`` lists images with their labels.
 
-``training = [{image, label[, patient][, fold]}]``, ``validation`` of the same form (its cases are the split "val"),
+``training = [{image, label[, patient][, fold]}]``, ``validation`` of the same form (its cases are the split "val", with
+``data.options.fold`` too, which deals out those of ``training``; that both say the same case's part is a fault),
 ``labels = {"0": "background", "1": "tumour"}``. A label is a mask's file, or in classification a class's name or
 number. ``test`` and ``testing`` list images without truth and are not read. A NIfTI of four axes holds the channels
 that ``modality`` names, in their order.
@@ -11,6 +12,7 @@ Source: Antonelli et al., "The Medical Segmentation Decathlon", Nature Communica
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,11 @@ from fedvfm.data.sources import layouts
 from fedvfm.data.volumes import nifti
 
 PARTS = {"training": None, "validation": "val"}
+NUMBER = re.compile(r"\d{1,9}", re.ASCII)
 
 
 def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
-    """The cases of ``dataset.json``. With ``data.options.fold = N`` those of ``training`` in fold N are for testing."""
+    """The cases of ``dataset.json``. With ``data.options.fold = N`` those of fold N in ``training`` are for testing."""
     layout = layouts.Layout("datalist", ())
     settings = layouts.read_json(folder / "dataset.json", layout.faults, "a datalist")
     if layout.faults:
@@ -104,7 +107,7 @@ def _unlisted(folder: Path, settings: Mapping[str, Any], cases: Sequence[layouts
 def _class_names(settings: dict[str, Any], faults: list[errors.Fault]) -> tuple[str, ...]:
     """Names in the order of their numbers: numbers to names (the decathlon), or names to numbers."""
     labels = settings.get("labels")
-    if isinstance(labels, dict) and labels and all(str(key).isdecimal() for key in labels):
+    if isinstance(labels, dict) and labels and all(NUMBER.fullmatch(key) for key in labels):
         turned = {str(name): int(key) for key, name in labels.items()}
         if len(turned) < len(labels):
             faults.append(defect.DATASET_JSON.fault("dataset.json: two labels of one name; class names must differ"))
@@ -192,9 +195,18 @@ def _number(label: Any, where: str, layout: layouts.Layout) -> int | None:
 def _split(
     entry: Mapping[str, Any], given: str | None, fold: int | None, where: str, faults: list[errors.Fault]
 ) -> str | None:
-    if fold is None or given is not None:  # what is for validation is of no fold
+    if fold is None:
         return given
-    if not isinstance(entry.get("fold"), int) or isinstance(entry["fold"], bool):
+    if given is not None:
+        if "fold" in entry:
+            faults.append(
+                defect.DATASET_JSON.fault(
+                    f"{where}: is in the list 'validation' and has a 'fold', and data.options.fold = {fold} would be a "
+                    "second word on its part; take its fold away, move it into 'training', or leave the option out"
+                )
+            )
+        return given
+    if type(entry.get("fold")) is not int:
         faults.append(
             defect.DATASET_JSON.fault(
                 f"{where}: no whole number as 'fold', but data.options.fold = {fold}; add it, or leave fold out"
