@@ -196,6 +196,8 @@ def test_a_table_is_judged_before_training() -> None:
     told = {one.code: one.problem for one in found}
     assert told["rows-missing"] == "1 of 30 samples without a row of the table"
     assert told["rows-unused"] == "2 rows of the tables of nothing that is here"
+    alone = rules.findings(dataclasses.replace(seen, unused_rows=2))  # of a target of columns
+    assert "rows-unused" in {one.code for one in alone}
     assert told["input-missing"] == "no value in age of 1 sample, crp of 14 samples"
     assert told["input-constant"] == "no two values differ in ward"
     leaks = [one.problem for one in found if one.code == "input-tells-label"]

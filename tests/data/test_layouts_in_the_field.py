@@ -247,6 +247,23 @@ def test_unreadable_cases_are_skipped_by_choice_and_counted(tmp_path: Path) -> N
         skipping(tmp_path)
 
 
+def test_rows_of_skipped_images_and_rows_of_nothing_are_counted_apart(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number, name in enumerate(("007", "7", "07", "8")):
+        Image.fromarray(np.full((8, 8), number, np.uint8)).save(tmp_path / "images" / f"{name}.png")
+    (tmp_path / "images" / "8.png").write_bytes(b"no picture")
+    (tmp_path / "labels.csv").write_text("id,label,patient\n007,a,01\n7,b,1\n07,a,001\n8,b,2\n")
+    (tmp_path / "table.csv").write_text("id,age\n007,1\n7,2\n8,3\n9,4\n0007,5\n")
+    source = skipping(tmp_path)
+    assert [source.row(one)["age"] for one in source.samples()] == ["1", "", "2"]  # 007, 07, 7
+    assert len({one.patient for one in source.samples()}) == 3
+    assert source.unused_rows == 2
+    assert source.info.note.endswith(
+        "; 1 case(s) skipped as unreadable, and 1 row(s) of the tables with them; 2 row(s) of the tables of nothing "
+        "that is here"
+    )
+
+
 @pytest.mark.parametrize("where", ["site", "recipe"])
 def test_nothing_is_skipped_under_privacy(where: str) -> None:
     from fedvfm.client import site_file

@@ -144,6 +144,7 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
     found = survey.look(source, images, observer, files=raw, contract=wanted)
     # Of a table that could not be read, which was told, nothing is known: no row is missing.
     tabled = any(sample.inputs for sample in everything)
+    valued = tabled or any(sample.values for sample in everything)
     inputs = recipe.inputs if recipe is not None and recipe.inputs.columns and tabled else None
     made.seen = dataset.Looked(
         info=source.info,
@@ -159,7 +160,7 @@ def _look(made: Checked, raw: samples.Source, observer: progress.Observer) -> No
         names_shown=site.data.options.get("ids") == "names",
         limited=len(chosen) < len(everything),
         inputs=inputs,
-        unused_rows=0 if inputs is None else getattr(raw, "unused_rows", 0),
+        unused_rows=getattr(raw, "unused_rows", 0) if valued else 0,
         not_taken=0
         if recipe is None or recipe.inputs.images_missing
         else sum(sample.without_image for sample in raw.samples()),

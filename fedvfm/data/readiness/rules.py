@@ -224,15 +224,15 @@ def _inputs(seen: dataset.Looked) -> Findings:
     if bare:
         problem = f"{len(bare):,} of {finding.number(len(seen.samples), 'sample')} without an image"
         findings.append(finding.make("images-missing", problem, len(bare), bare))
+    if seen.unused_rows:
+        problem = f"{finding.number(seen.unused_rows, 'row')} of the tables of nothing that is here"
+        findings.append(finding.make("rows-unused", problem, seen.unused_rows))
     if seen.inputs is None:
         return findings
     without = [number for number, sample in enumerate(seen.samples, 1) if not sample.inputs]
     if without:
         problem = f"{len(without):,} of {finding.number(len(seen.samples), 'sample')} without a row of the table"
         findings.append(finding.make("rows-missing", problem, len(without), without))
-    if seen.unused_rows:
-        problem = f"{finding.number(seen.unused_rows, 'row')} of the tables of nothing that is here"
-        findings.append(finding.make("rows-unused", problem, seen.unused_rows))
     known = {name: _known(seen, at) for at, name in enumerate(seen.inputs.columns)}
     gaps = {name: len(seen.samples) - len(without) - len(values) for name, values in known.items()}
     if any(gaps.values()):

@@ -139,11 +139,11 @@ class Folder:
         self._layout.faults += layouts.links_out(list(dict.fromkeys(files)), self._folder, roots)
         self._seen, faults = _look(self._folder, self._layout, options.series)
         names = self._layout.names or [case.name for case in self._layout.cases]
-        self._skipped = 0
-        if source.unreadable == "skip":
-            faults = self._skip_unreadable(faults)
         tables = patients.STUDY_TABLES if self._layout.kind in LABELLED else patients.TABLES
         self._table, table_faults = patients.read_table(self._folder, names, tables)
+        self._skipped: list[layouts.Case] = []
+        if source.unreadable == "skip":
+            faults = self._skip_unreadable(faults)
         self._further: patients.Tables | None = None
         self._same: frozenset[str] | None = None
         if options.patients == "hash":
@@ -182,9 +182,9 @@ class Folder:
                     wrong[case.name] = _told(self._folder, case, error).fault(self._folder)
         lost = {name: fault for name, fault in wrong.items() if fault.code in UNREADABLE}
         self._layout.left += [f'{name}: skipped (unreadable = "skip"): {fault}' for name, fault in lost.items()]
+        self._skipped = [case for case in self._layout.cases if case.name in lost]
         self._layout.cases = [case for case in self._layout.cases if case.name not in lost]
         self._seen = {name: seen for name, seen in self._seen.items() if name not in lost}
-        self._skipped = len(lost)
         # Faults of pixels that are not skipped are told when they are read, as always.
         return {name: fault for name, fault in faults.items() if name not in lost}
 
@@ -269,14 +269,16 @@ class Folder:
 
     @property
     def unused_rows(self) -> int:
-        """How many rows of the tables name no image, study or case that is here.
+        """How many rows of the tables name no image, study or case that is here; those of skipped ones are here.
 
         Raises:
             DataError: as :meth:`row`.
         """
-        known = {case.study or case.name for case in self._layout.cases}
-        known |= {self._row(case).get("case", "") for case in self._layout.cases}
-        return len(set(self._tables().rows) - known)
+        return len(set(self._tables().rows) - self._named_by(self._layout.cases) - self._named_by(self._skipped))
+
+    def _named_by(self, chosen: Sequence[layouts.Case]) -> set[str]:
+        """The ids that rows of these cases may have."""
+        return {name for case in chosen for name in (case.study or case.name, self._row(case).get("case", ""))}
 
     def _row(self, case: layouts.Case) -> patients.Row:
         """What the table of patients says of a case, or of the study it is of."""
@@ -396,7 +398,12 @@ class Folder:
         """Name, task, classes; the licence is the owner's."""
         task = "segmentation" if any(case.mask for case in self._layout.cases) else "classification"
         note = f"the owner's data, layout '{self._layout.kind}'"
-        note += f"; {self._skipped} case(s) skipped as unreadable" if self._skipped else ""
+        note += f"; {len(self._skipped)} case(s) skipped as unreadable" if self._skipped else ""
+        read = {*self._table, *(self._further.rows if self._further is not None else ())}
+        with_them = read & (self._named_by(self._skipped) - self._named_by(self._layout.cases))
+        note += f", and {len(with_them)} row(s) of the tables with them" if with_them else ""
+        unused = self.unused_rows if self._further is not None else 0
+        note += f"; {unused} row(s) of the tables of nothing that is here" if unused else ""
         return data.SourceInfo("folder", task, self._layout.class_names, "the owner's", note, self._layout.named)
 
     def samples(self) -> Sequence[data.Sample]:
