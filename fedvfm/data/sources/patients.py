@@ -42,10 +42,11 @@ def read_table(
     table: dict[str, Row] = {row["id"]: row for row in rows}
     faults = [fault for other in others if other.is_file() for fault in _unread(path.name, table, other)]
     faults += [defect.TABLE.fault(f"{path.name}: {fault}") for fault in index.duplicates(rows, "id")]
+    known = set(names)
     faults += [
         defect.TABLE.fault(f"{path.name}: id '{name}' has no image; remove the row or bring the file")
         for name in table
-        if name not in set(names)
+        if name not in known
     ]
     faults += [
         defect.TABLE.fault(f"{path.name}: no row for image '{name}'; add one") for name in names if name not in table
