@@ -48,12 +48,17 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
         )
         return layout
     masks = _volumes(sorted((folder / "derivatives").rglob("sub-*")), folder, layout)
+    drawn: dict[str, dict[Path, Entities]] = {}
+    for mask, (ends, theirs) in masks.items():
+        if ends in MASKS:
+            drawn.setdefault(theirs["sub"], {})[mask] = theirs
     taken: dict[Path, Path] = {}
     for path, (own, entities) in images.items():
         if own != suffix:
             continue
         where = layouts.relative([path], folder)
-        fitting = {mask: theirs for mask, (kind, theirs) in masks.items() if kind in MASKS and _match(entities, theirs)}
+        of_subject = drawn.get(entities["sub"], {})
+        fitting = {mask: theirs for mask, theirs in of_subject.items() if _match(entities, theirs)}
         own_grid = [mask for mask, theirs in fitting.items() if _same_grid(suffix, entities, theirs)]
         # Of several the one that names no space is the image's own, as pybids takes it.
         plain = [mask for mask in own_grid if "space" not in fitting[mask]]

@@ -94,9 +94,8 @@ def _unlisted(folder: Path, settings: Mapping[str, Any], cases: Sequence[layouts
             names = entry.get("image") if isinstance(entry, dict) else entry
             given = names if isinstance(names, list) else [names]
             listed |= {folder / name for name in given if isinstance(name, str)}
-    beside = sorted(
-        {path for case in cases for image in case.images[:1] for path in nifti.file_of(image).parent.iterdir()}
-    )
+    folders = {nifti.file_of(image).parent for case in cases for image in case.images[:1]}
+    beside = sorted(path for where in folders for path in where.iterdir())
     return [
         f"{layouts.relative([path], folder)}: not listed in dataset.json"
         for path in beside
