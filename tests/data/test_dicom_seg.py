@@ -202,6 +202,34 @@ def test_a_segmentation_of_other_images_lies_in_their_frame_of_reference(tmp_pat
     assert caught.value.code == "mask-geometry"
 
 
+@pytest.mark.files("places", "DICOM-SEG by position, of thinner or thicker slices", "C.7.6.16.2.1", "refused")
+@pytest.mark.parametrize(
+    ("factor", "named", "said"),
+    [(0.5, True, True), (0.5, False, False), (0.2, False, False), (2, True, True), (2, False, False)],
+)
+@pytest.mark.parametrize("lesions", ["large", "small"])
+def test_a_segmentation_of_thinner_or_thicker_slices_is_refused(
+    tmp_path: Path, factor: float, named: bool, said: bool, lesions: str
+) -> None:
+    """Each of its positions fits a slice, but slices between them would be background, or several would be one."""
+    affine = lps()
+    affine[:3, 2] *= factor
+    others = writer.series(tmp_path / "others", np.zeros((5, 7, 12), np.int16), affine, FrameOfReferenceUID="1.2.3")
+    writer.series(tmp_path / "study", np.zeros((5, 7, 12), np.int16), lps(), FrameOfReferenceUID="1.2.3")
+    drawn = np.zeros((5, 7, 12), np.uint8)
+    drawn[1:4, 1:4, 1 : 2 if lesions == "small" and said else 4] = 1
+    seg = pydicom.dcmread(writer.segmentation(tmp_path / "seg.dcm", others, drawn))
+    if not named:
+        for group in seg.PerFrameFunctionalGroupsSequence:
+            del group.DerivationImageSequence
+    if not said:
+        del seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices
+    seg.save_as(tmp_path / "seg.dcm", enforce_file_format=True)
+    fault = refused(tmp_path / "seg.dcm", volumes.read_header(tmp_path / "study"))
+    assert fault.code == "mask-geometry"
+    assert factor < 1 or "farther apart than the 2 mm of these" in fault
+
+
 @pytest.mark.files("structures", "DICOM-SEG packed as a whole (deflated)", "PS3.5 A.5", "read")
 @pytest.mark.files("structures", "DICOM-SEG without preamble", "PS3.10, 7.1", "read")
 @pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])

@@ -41,6 +41,8 @@ HALF = 0.5
 LARGEST = 65535
 NEAR = 0.5
 """How far a frame may lie from its slice, in voxels."""
+UNLIKE = 1.5
+"""Times that slices lie farther apart, or nearer together, from which on they are others than those of the images."""
 
 _kept: OrderedDict[tuple[Any, ...], NDArray[np.uint16]] = OrderedDict()
 _studies: OrderedDict[tuple[Path, tuple[int, ...]], dicom.Study] = OrderedDict()
@@ -433,10 +435,14 @@ def _frames(where: str, file: Path, image: headers.Header) -> tuple[Any, list[tu
         slices = {(frame.uid, frame.number): at for at, frame in enumerate(image.frames)}
         _refuse_other_frame(where, tags, groups, slices, image)
         labelled = tags.get("SegmentationType") == "LABELMAP"
-        return tags, [
-            (_slice(where, [group, shared], image, slices), None if labelled else _segment([group, shared]))
-            for group in groups
+        named = [_referred([group, shared], slices) for group in groups]
+        places = [
+            (_slice(where, [group, shared], image, at), None if labelled else _segment([group, shared]))
+            for group, at in zip(groups, named, strict=True)
         ]
+        by_position = [place for place, at in zip(places, named, strict=True) if at is None]
+        _refuse_other_steps(where, by_position, [groups[0], shared], image)
+        return tags, places
     except dicom.BROKEN as error:
         raise dicom.damaged(where, error) from None
 
@@ -459,6 +465,42 @@ def _refuse_other_frame(
         )
 
 
+def _refuse_other_steps(
+    where: str, places: Sequence[tuple[int, int | None]], levels: Sequence[Any], image: headers.Header
+) -> None:
+    """Refuse frames that name no image and were drawn on slices that lie nearer together, or farther apart.
+
+    Every position fits a slice all the same: of thinner slices several would count as one, and of thicker ones the
+    slices between would be background, which nobody drew.
+
+    Args:
+        where: for messages.
+        places: stored slice and segment number of these frames.
+        levels: functional groups, for their distance from slice to slice.
+        image: the images.
+
+    Raises:
+        DataError: with the remedy.
+    """
+    measures = _items(levels, "PixelMeasuresSequence")
+    said = dicom_frames.numbers(measures[0].get("SpacingBetweenSlices"), 1) if measures else None
+    step, several = image.stored.spacing[2], image.stored.shape[2] > 1
+    ratio = abs(said[0]) / step if said and said[0] and several else 1.0
+    drawn: dict[int | None, list[int]] = {}
+    for at, segment in places:
+        drawn.setdefault(segment, []).append(at)
+    for slices in drawn.values():
+        gaps = np.diff(sorted(slices))
+        thinner = ratio <= 1 / UNLIKE or (len(gaps) > 0 and gaps.min() == 0)
+        sparse = len(gaps) >= dicom_rtstruct.FEWEST - 1 and gaps.min() > 1 and gaps.max() == gaps.min()
+        if thinner or sparse or ratio >= UNLIKE:
+            lie = "nearer together" if thinner else "farther apart"
+            raise defect.MASK_GEOMETRY.error(
+                f"{where}: made on images whose slices lie {lie} than the {step:g} mm of these; bring the segmentation "
+                "of these images, or resample it onto them and save it as NIfTI"
+            )
+
+
 def _items(levels: Sequence[Any], group: str) -> list[Any]:
     return next((list(level.get(group)) for level in levels if level is not None and level.get(group)), [])
 
@@ -470,19 +512,20 @@ def _segment(levels: Sequence[Any]) -> int:
     return number
 
 
-def _slice(where: str, levels: Sequence[Any], image: headers.Header, slices: Mapping[tuple[str, int], int]) -> int:
-    """The stored slice of a frame, by reference and by position.
+def _slice(where: str, levels: Sequence[Any], image: headers.Header, named: int | None) -> int:
+    """The stored slice of a frame, by reference (``named``) and by position.
 
     Raises:
         DataError: if it has neither, or they disagree with the images.
     """
-    named = _referred(levels, slices)
     place = _placed(levels, image)
     if place is None and image.stored.placed and named is None:
         raise defect.NO_GEOMETRY.error(f"{where}: a frame names no image and no position; export it again")
     if place is not None:
         at = round(place[2]) if named is None else named
-        if np.abs(np.subtract(place, (0, 0, at))).max() > NEAR or not 0 <= at < image.stored.shape[2]:
+        beside = np.abs(np.subtract(place, (0, 0, at)))
+        far = named is None and beside[2] > dicom_rtstruct.BESIDE
+        if far or beside.max() > NEAR or not 0 <= at < image.stored.shape[2]:
             raise defect.MASK_GEOMETRY.error(
                 f"{where}: a frame lies elsewhere than the images: another grid or other images; export it on the grid "
                 "of the images"
