@@ -211,6 +211,36 @@ def test_a_table_that_does_not_fit(tmp_path: Path) -> None:
 # --- one folder a class ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("patients.csv", "id,Patient\na,1\nb,1\nc,2\n", "column 'Patient' is not read as 'patient'"),
+        ("patients.csv", "id,patient_id\na,1\nb,1\nc,2\n", "column 'patient_id' is not read as 'patient'"),
+        ("patients.csv", "id,site,Split\na,n,train\nb,n,test\nc,n,val\n", "column 'Split' is not read as 'split'"),
+        ("patients.csv", "id,patient\na,P1\nb,p1\nc,p2\n", "written in 2 ways, in other capitals or with and without"),
+        ("patients.csv", "id,patient\na,1\nb,1.0\nc,2\n", "written in 2 ways, in other capitals or with and without"),
+        ("patients.csv", "id,patient\na,1\nb,NaN\nc,nan\n", "id 'b' has no patient"),
+        ("Patients.csv", "id,patient\na,1\nb,1\nc,2\n", "save it as patients.csv"),
+        ("patients.tsv", "id\tpatient\na\t1\n", "save it as patients.csv"),
+        ("labels.csv", "id,patient\na,1\nb,1\nc,2\n", "has a column patient, but patients.csv is read"),
+        ("table.csv", "id,age,patient\na,50,1\nb,50,1\n", "has a column patient, but patients.csv is read"),
+    ],
+)
+def test_what_is_said_of_patients_is_read_or_refused(tmp_path: Path, name: str, text: str, expected: str) -> None:
+    """Passed over, images of one patient would be trained on and tested."""
+    pairs(tmp_path)
+    (tmp_path / name).write_text(text)
+    assert expected in message(tmp_path)
+
+
+def test_a_table_of_something_else_beside_masks_is_nobodys(tmp_path: Path) -> None:
+    pairs(tmp_path)
+    (tmp_path / "labels.csv").write_text("value,name\n1,liver\n")
+    (tmp_path / "table.csv").write_text("id,age\na,50\nz,60\n")
+    (tmp_path / "patients.csv").write_text("id,patient\na,007\nb,7\nc,07\n")
+    assert len({one.patient for one in make(tmp_path).samples()}) == 3
+
+
 def test_classes(tmp_path: Path) -> None:
     for name in ("tumour", "normal"):
         for number in range(2):

@@ -19,8 +19,6 @@ from fedvfm.data.volumes import metaimage
 
 DEFAULT_NAMES = ("background", "foreground")
 IGNORED = (".csv", ".db", ".ini", ".json", ".md", ".txt", ".xml")
-NO_LABEL = frozenset({"", "nan", "<na>", "n/a", "#n/a"})
-"""What programs write into a table where there is nothing."""
 NO_IMAGE = "none"
 """In a column ``image`` of a table of labels or patients: this case has no image."""
 NUMBER = re.compile(r"[+-]?\d{1,15}(?:\.\d*)?", re.ASCII)
@@ -494,7 +492,7 @@ def classify(layout: Layout, table: str, labels: Mapping[str, str | None], image
         layout.class_names = ()
         layout.cases = [Case(name, () if path is None else (path,)) for name, path in images.items()]
         return  # rows that are missing are told where patients are read
-    said = {label for label in labels.values() if label is not None and label.casefold() not in NO_LABEL}
+    said = {label for label in labels.values() if label is not None and label.casefold() not in patients.NOTHING}
     layout.class_names = layout.class_names or tuple(sorted(said))
     known = list(layout.class_names)
     alike: dict[str, set[str]] = {}

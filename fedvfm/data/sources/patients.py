@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,22 @@ OWN = ("id", "label", "patient", "split", "site", "case")
 ONE_TABLE = ("patient", "split", "site", "case")
 """Of these, the columns that the first table alone is read for."""
 
+NOTHING = frozenset({"", "nan", "<na>", "n/a", "#n/a"})
+"""What programs write into a table where there is nothing."""
+
+SPOKEN = {
+    "case": "case",
+    "patient": "patient",
+    "patientid": "patient",
+    "patients": "patient",
+    "split": "split",
+    "subject": "patient",
+    "subjectid": "patient",
+}
+"""Letters of a column's name -> the column of :data:`ONE_TABLE` that it is meant to be."""
+
+SHEETS = (".csv", ".tsv", ".xls", ".xlsx", ".ods")
+
 Row = Mapping[str, str]
 
 
@@ -34,15 +51,15 @@ def read_table(
         DataError: if the table cannot be read at all.
     """
     path = next((folder / name for name in tables if (folder / name).is_file()), None)
-    if path is None:
-        return {}, []
-    rows = index.read_csv(path, ("id",))
-    # Tables of labels are all read anyway; beside masks a second table is nobody's.
-    others = [folder / name for name in tables if name != path.name] if "labels.csv" in tables else []
+    rows = [] if path is None else index.read_csv(path, ("id",))
+    read = tables[0] if path is None else path.name
     table: dict[str, Row] = {row["id"]: row for row in rows}
-    faults = [fault for other in others if other.is_file() for fault in _unread(path.name, table, other)]
-    faults += [defect.TABLE.fault(f"{path.name}: {fault}") for fault in index.duplicates(rows, "id")]
     known = set(names)
+    faults = [*_misnamed(folder, tables), *_unread(folder, read, table, known)]
+    if path is None:
+        return {}, faults
+    faults += _unmeant(path.name, rows)
+    faults += [defect.TABLE.fault(f"{path.name}: {fault}") for fault in index.duplicates(rows, "id")]
     faults += [
         defect.TABLE.fault(f"{path.name}: id '{name}' has no image; remove the row or bring the file")
         for name in table
@@ -56,7 +73,7 @@ def read_table(
         faults += [
             defect.TABLE.fault(f"{path.name}: id '{name}' has no {key}; fill it in or drop the column")
             for key in ONE_TABLE
-            if row.get(key) == ""
+            if row.get(key, "-").casefold() in NOTHING
         ]
         if row.get("split", "train") not in ("", *SPLITS):
             faults.append(
@@ -66,6 +83,7 @@ def read_table(
             )
         if row.get("patient") and row.get("split"):
             splits.setdefault(row["patient"], set()).add(row["split"])
+    faults += _written_twice(path.name, table)
     faults += [
         defect.PATIENT_ACROSS_SPLITS.fault(
             f"{path.name}: a patient with images in {' and '.join(sorted(parts))} (id '{_first_of(table, patient)}' is "
@@ -77,21 +95,63 @@ def read_table(
     return table, faults
 
 
-def _unread(name: str, table: Mapping[str, Row], other: Path) -> list[errors.Fault]:
-    """A fault for each column of :data:`ONE_TABLE` that says something in another table than the one that is read.
+def _misnamed(folder: Path, tables: Sequence[str]) -> Iterator[errors.Fault]:
+    """A fault for each table that is not read because of how it is called or stored."""
+    for path in sorted(folder.iterdir()):
+        called = path.name.casefold()
+        other_capitals = called in tables and path.name not in tables
+        other_form = path.stem.casefold() == "patients" and path.suffix.lower() in SHEETS[1:]
+        if path.is_file() and (other_capitals or (other_form and not (folder / TABLES[0]).is_file())):
+            meant = called if other_capitals else TABLES[0]
+            text = f"{path.name}: a table that is not read; save it as {meant} (comma-separated), or move it away"
+            yield defect.TABLE.fault(text)
 
-    Where both say the same of every image nothing is lost.
 
-    Raises:
-        DataError: if the other table cannot be read.
-    """
-    theirs = index.read_csv(other, ("id",))
-    said = {key: {row["id"]: row[key] for row in theirs if row.get(key)} for key in ONE_TABLE}
+def _unmeant(name: str, rows: Sequence[Row]) -> list[errors.Fault]:
+    """A fault for each column that is meant to be one of :data:`ONE_TABLE` and is called otherwise."""
+    held = list(rows[0]) if rows else []
+    meant = {column: SPOKEN.get(re.sub(r"[^a-z]", "", column.casefold()), column) for column in held}
     return [
-        defect.TABLE.fault(f"{other.name}: has a column {key}, but {name} is read; move the column there")
-        for key, cells in said.items()
-        if any(image in table and table[image].get(key) != cell for image, cell in cells.items())
+        defect.TABLE.fault(f"{name}: column '{column}' is not read as '{own}'; call it '{own}', or drop it")
+        for column, own in meant.items()
+        if own not in held
     ]
+
+
+def _written_twice(name: str, table: Mapping[str, Row]) -> list[errors.Fault]:
+    """A fault for each patient that is written in two ways: in other capitals, or as 1 and 1.0."""
+    ways: dict[str, set[str]] = {}
+    for row in table.values():
+        if row.get("patient"):
+            ways.setdefault(re.sub(r"^(\d+)\.0*$", r"\1", row["patient"].casefold()), set()).add(row["patient"])
+    return [
+        defect.TABLE.fault(
+            f"{name}: a patient is written in {len(those)} ways, in other capitals or with and without '.0' (id "
+            f"'{_first_of(table, min(those))}' is one); use one"
+        )
+        for those in ways.values()
+        if len(those) > 1
+    ]
+
+
+def _unread(folder: Path, read: str, table: Mapping[str, Row], images: Collection[str]) -> Iterator[errors.Fault]:
+    """A fault for each column of :data:`ONE_TABLE` that says something of an image in another table than is read.
+
+    Where both say the same of every image nothing is lost. A table that cannot be read is told where it is needed.
+    """
+    for name in (*STUDY_TABLES, INPUTS):
+        if name == read or not (folder / name).is_file():
+            continue
+        try:
+            theirs = index.read_csv(folder / name, ("id",))
+        except errors.DataError:
+            continue
+        here = [row for row in theirs if row["id"] in images]
+        yield from _unmeant(name, here)
+        for key in ONE_TABLE:
+            if any(row.get(key) and table.get(row["id"], {}).get(key) != row[key] for row in here):
+                text = f"{name}: has a column {key}, but {read} is read; move the column there"
+                yield defect.TABLE.fault(text)
 
 
 def _first_of(table: Mapping[str, Row], patient: str) -> str:
