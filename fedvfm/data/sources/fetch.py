@@ -6,6 +6,7 @@ are read out of it, and written under names of our own.
 
 from __future__ import annotations
 
+import filecmp
 import functools
 import hashlib
 import http.client
@@ -247,8 +248,8 @@ def _indexed(name: str, folder: Path, source: Path | None) -> int:
     if not source.is_dir():
         raise defect.NOT_FOUND.error(f"{source}: no folder. {_by_hand(name, folder)}")
     table.make(schema.SourceConfig(source=name, path=str(source)))  # names every fault
-    files = sorted((source / "images").iterdir())
-    files += sorted((source / "labels").iterdir()) if name == "nuclei" else []
+    parts = ("images", "labels") if name == "nuclei" else ("images",)
+    files = [file for part in parts for file in sorted((source / part).iterdir()) if file.is_file()]
     files.append(source / index.INDEX)
     places = {file: folder / file.relative_to(source) for file in files}
     with storage.guard(folder):
@@ -259,7 +260,7 @@ def _indexed(name: str, folder: Path, source: Path | None) -> int:
 
 
 def _is_same(file: Path, place: Path) -> bool:
-    return place.is_file() and place.read_bytes() == file.read_bytes()
+    return place.is_file() and filecmp.cmp(place, file, shallow=False)
 
 
 def _replace(places: Mapping[Path, Path], folder: Path) -> None:

@@ -499,8 +499,8 @@ def show(found: Mapping[str, Any], console: Console) -> None:
                 console.print(f"Attention, {where}: {finding['text']}.", highlight=False, markup=False)
     for row in rows[1:]:
         if row["difference"] and (out := row["difference"]["sites_left_out"]):
-            told = f"{row['label']}: the difference is without {', '.join(out)}, which not every run tested."
-            console.print(told, highlight=False, markup=False)
+            words = f"{row['label']}: the difference is without {', '.join(out)}, which not every run tested."
+            console.print(words, highlight=False, markup=False)
     for reason in dict.fromkeys(_reasons(rows)):
         console.print(f"No interval: {reason}.", highlight=False, markup=False)
 
