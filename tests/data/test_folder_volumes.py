@@ -405,6 +405,13 @@ def test_a_label_number_that_python_cannot_read_is_a_fault(tmp_path: Path, digit
     assert "= 'tumour' is no whole number" in message(tmp_path)
 
 
+@pytest.mark.parametrize("key", ["patient_id", "Patient", "split"])
+def test_a_datalist_s_word_on_patients_or_splits_is_not_passed_over(tmp_path: Path, key: str) -> None:
+    nifti(tmp_path / "a.nii", values())
+    datalist(tmp_path, [{"image": "a.nii", "label": 1, key: "p1"}])
+    assert f"training 1: '{key}' is not read" in message(tmp_path)
+
+
 def test_datalist_faults_at_once(tmp_path: Path) -> None:
     nifti(tmp_path / "a.nii", values())
     nifti(tmp_path / "mask.nii", labels())

@@ -19,7 +19,7 @@ from typing import Any
 
 from fedvfm import errors, registry
 from fedvfm.data import defect, formats
-from fedvfm.data.sources import layouts
+from fedvfm.data.sources import layouts, patients
 from fedvfm.data.volumes import nifti
 
 PARTS = {"training": None, "validation": "val"}
@@ -118,6 +118,14 @@ def _case(folder: Path, entry: Any, where: str, layout: layouts.Layout) -> layou
     if not isinstance(entry, dict) or "image" not in entry or "label" not in entry:
         layout.faults.append(defect.DATASET_JSON.fault(f"{where}: needs 'image' and 'label'"))
         return None
+    layout.faults += [
+        defect.DATASET_JSON.fault(
+            f"{where}: '{key}' is not read; a datalist says a case's patient as 'patient' and its part by its list or "
+            "'fold', and patients.csv (id,patient,split) says both"
+        )
+        for key in entry
+        if key != "patient" and patients.spoken(key) in ("patient", "split")
+    ]
     listed = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
     images = [_inside(folder, one, where, layout.faults) for one in listed]
     label = entry["label"]

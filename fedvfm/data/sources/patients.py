@@ -107,10 +107,15 @@ def _misnamed(folder: Path, tables: Sequence[str]) -> Iterator[errors.Fault]:
             yield defect.TABLE.fault(text)
 
 
+def spoken(column: str) -> str:
+    """The column of :data:`ONE_TABLE` that a name is meant to be; else the name itself."""
+    return SPOKEN.get(re.sub(r"[^a-z]", "", column.casefold()), column)
+
+
 def _unmeant(name: str, rows: Sequence[Row]) -> list[errors.Fault]:
     """A fault for each column that is meant to be one of :data:`ONE_TABLE` and is called otherwise."""
     held = list(rows[0]) if rows else []
-    meant = {column: SPOKEN.get(re.sub(r"[^a-z]", "", column.casefold()), column) for column in held}
+    meant = {column: spoken(column) for column in held}
     return [
         defect.TABLE.fault(f"{name}: column '{column}' is not read as '{own}'; call it '{own}', or drop it")
         for column, own in meant.items()
