@@ -221,6 +221,7 @@ def test_a_table_that_does_not_fit(tmp_path: Path) -> None:
         ("patients.csv", "id,patient\na,1\nb,1.0\nc,2\n", "written in 2 ways, in other capitals or with and without"),
         ("patients.csv", "id,patient\na,1\nb,NaN\nc,nan\n", "id 'b' has no patient"),
         ("Patients.csv", "id,patient\na,1\nb,1\nc,2\n", "save it as patients.csv"),
+        ("images/patients.csv", "id,patient\na,1\nb,1\nc,2\n", "its rows belong into patients.csv of the data folder"),
         ("patients.tsv", "id\tpatient\na\t1\n", "save it as patients.csv"),
         ("labels.csv", "id,patient\na,1\nb,1\nc,2\n", "has a column patient, but patients.csv is read"),
         ("table.csv", "id,age,patient\na,50,1\nb,50,1\n", "has a column patient, but patients.csv is read"),

@@ -57,7 +57,7 @@ def read_table(
     known = set(names)
     faults = [*_misnamed(folder, tables), *_unread(folder, read, table, known)]
     if path is None:
-        return {}, faults
+        return {}, faults + _elsewhere(folder)
     faults += _unmeant(path.name, rows)
     faults += [defect.TABLE.fault(f"{path.name}: {fault}") for fault in index.duplicates(rows, "id")]
     faults += [
@@ -105,6 +105,18 @@ def _misnamed(folder: Path, tables: Sequence[str]) -> Iterator[errors.Fault]:
             meant = called if other_capitals else TABLES[0]
             text = f"{path.name}: a table that is not read; save it as {meant} (comma-separated), or move it away"
             yield defect.TABLE.fault(text)
+
+
+def _elsewhere(folder: Path) -> list[errors.Fault]:
+    """A fault for each table of patients in a folder of the data folder, where none is read."""
+    return [
+        defect.TABLE.fault(
+            f"{path.parent.name}/{path.name}: a table that is not read; its rows belong into {path.name} of the data "
+            "folder, each image called as it is from there"
+        )
+        for path in sorted(folder.glob(f"*/{TABLES[0]}"))
+        if path.is_file()
+    ]
 
 
 def spoken(column: str) -> str:
