@@ -67,6 +67,7 @@ def test_every_case_is_at_one_hospital_in_one_split(whole: Path) -> None:
     assert sum(map(len, seen)) == len(set().union(*seen)) == CASES
     sizes = {one.name: len({sample.unit for sample in one.train}) for one in hospitals}
     assert sizes["north"] == max(sizes.values()) > 3 * sizes["coast"] == 3 * min(sizes.values())
+    assert made.info.note.endswith(f"; {CASES} of its 199 cases")
     names = [f"case {number}" for number in range(CASES)]
     assert hippocampus.deal(names, 0) == hippocampus.deal(names[::-1], 0) != hippocampus.deal(names, 1)
 

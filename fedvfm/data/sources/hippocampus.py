@@ -80,6 +80,9 @@ class Hippocampus(folder.Folder):
     def info(self) -> data.SourceInfo:
         """Name, task, classes, licence and note."""
         note = "cases of one hospital; hospitals and their scanners are virtual, persons are not known"
+        total = sum(number for splits in SHARES.values() for number in splits.values())
+        # A fetch that was stopped leaves fewer, each of them whole.
+        note += f"; {len(self._homes)} of its {total} cases" if len(self._homes) != total else ""
         return data.SourceInfo("hippocampus", "segmentation", CLASS_NAMES, "CC BY-SA 4.0", note, named=True)
 
     def samples(self) -> Sequence[data.Sample]:
