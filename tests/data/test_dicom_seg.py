@@ -230,6 +230,25 @@ def test_a_segmentation_of_thinner_or_thicker_slices_is_refused(
     assert factor < 1 or "farther apart than the 2 mm of these" in fault
 
 
+def test_of_masks_beside_a_study_those_of_the_chosen_series_count(tmp_path: Path) -> None:
+    common = {"FrameOfReferenceUID": "1.2.3"}
+    first = study(tmp_path / "study" / "a", number=1, **common)
+    study(tmp_path / "study" / "b", number=2, **common)
+    third = study(tmp_path / "study" / "c", number=3, **common)
+    for images, value in ((first, 1), (third, 2)):
+        writer.segmentation(
+            tmp_path / "masks" / f"{value}.dcm", images, np.where(labels() == value, value, 0).astype("u1")
+        )
+    for words, present, notes in (
+        ("1", {1}, (dicom_seg.OTHER_SERIES,)),
+        ("3", {2}, (dicom_seg.OTHER_SERIES,)),
+        ("2", {1, 2}, (dicom_seg.OTHER_IMAGES,)),
+    ):
+        header = volumes.read_header(tmp_path / "study", words)
+        assert dicom_seg.check(tmp_path / "masks", header) == notes
+        assert set(np.unique(dicom_seg.read(tmp_path / "masks", header))) == {0, *present}
+
+
 @pytest.mark.files("structures", "DICOM-SEG packed as a whole (deflated)", "PS3.5 A.5", "read")
 @pytest.mark.files("structures", "DICOM-SEG without preamble", "PS3.10, 7.1", "read")
 @pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])

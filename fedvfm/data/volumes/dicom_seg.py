@@ -80,6 +80,8 @@ class Merging:
 APART = Merging()
 OTHER_IMAGES = "a segmentation was made on other images of the same place; it is put where its positions say"
 
+OTHER_SERIES = "masks of other series of the study than the one that is read are left out"
+
 
 def is_segmentation(path: Path) -> bool:
     """Whether a mask is to be looked for as DICOM-SEG or RT structure set: a folder, or a file that ends as DICOM."""
@@ -203,7 +205,8 @@ def _checked(path: Path, objects: Objects, image: headers.Header) -> tuple[str, 
 def _of(path: Path, image: headers.Header) -> Objects:
     """The segmentations of a file or folder; structure sets only where there is no segmentation.
 
-    Beside several series they are those of the one that was chosen, beside several images those of this one.
+    Beside several series, of which one was chosen, they are those of that one; in a folder of masks only if there are
+    any, else what lies at its place. Beside several images they are those of this one.
     """
     study = _study(path)
     contours = bool(study.contours) and not study.segmentations
@@ -211,12 +214,14 @@ def _of(path: Path, image: headers.Header) -> Objects:
     notes = (f"{len(left)} structure set(s) left out beside DICOM-SEG",) if left else ()
     objects = Objects(study.contours if contours else study.segmentations, contours, notes)
     of_one = path.is_dir() and image.kind == "dicom" and image.path.is_file()
-    if not of_one and not (image.among and path == image.path):
+    if not of_one and not image.among:
         return objects
     own, drawn_on = {frame.uid for frame in image.frames}, _drawn_on(path, objects)
     # One that names no image is kept: whether it lies on these is judged by position.
     kept = [file for file, named in zip(objects.files, drawn_on, strict=True) if not named or named & own]
-    return dataclasses.replace(objects, files=kept)
+    if of_one or path == image.path or len(kept) == len(objects.files):
+        return dataclasses.replace(objects, files=kept)
+    return dataclasses.replace(objects, files=kept, notes=(*notes, OTHER_SERIES)) if kept else objects
 
 
 @decoder.apart
