@@ -64,6 +64,19 @@ def test_columns_that_training_would_refuse_block_the_check(site: Path, table: s
     assert any("marker" in text and 'table = "absent"' in text for _, code, text in made.told if code == "table")
 
 
+def test_rows_of_nothing_are_told_of_the_table_of_a_target_too(site: Path, tiny_dino: Path) -> None:
+    values = drawn_cases.recipe(tiny_dino)
+    scale = {"ranges": [[0.0, 20.0]], "centres": [5.0], "scales": [2.0]}
+    values["data"]["class_names"], values["target"] = ["marker"], {"kind": "regression", **scale}
+    (site.parent / "recipe.toml").write_text(_toml(values))
+    rows = "".join(f"east-{at},{at}\n" for at in range(12))
+    (site.parent / "data" / "table.csv").write_text(f"id,marker\n{rows}")
+    made = check.check(site)
+    assert {one.code: one.count for one in made.findings}["rows-unused"] == 4
+    assert made.seen is not None
+    assert made.seen.info.note.endswith("; 4 row(s) of the tables of nothing that is here")
+
+
 def _rows_alone(site: Path, missing: bool) -> None:
     """Two rows more, of one patient each, that are declared to be without an image; and the marker as an input."""
     data, recipe = site.parent / "data", site.parent / "recipe.toml"
