@@ -206,6 +206,8 @@ def test_a_table_that_does_not_fit(tmp_path: Path) -> None:
         assert f"is separated by {name}; save it with commas" in message(tmp_path)
     table.write_bytes(b"id,patient\n\xff\xfe,1\n")
     assert "cannot be read as a comma-separated UTF-8 table" in message(tmp_path)
+    table.write_text('id,patient,note\na,1,"not closed\nb,1,x\nc,2,y\n')
+    assert "look for a quotation mark that is not closed" in message(tmp_path)
 
 
 # --- one folder a class ------------------------------------------------------------------------------------------

@@ -72,7 +72,8 @@ def read_csv(path: Path, required: Sequence[str]) -> list[Row]:
         DataError: if the file cannot be read, lacks a required column, or a row has no value in one.
     """
     try:
-        reader = csv.DictReader(io.StringIO(side_files.read_text(path, MOST_BYTES), newline=""))
+        # Strict: a quotation mark that nobody closed would make one cell of all rows after it.
+        reader = csv.DictReader(io.StringIO(side_files.read_text(path, MOST_BYTES), newline=""), strict=True)
         columns = [name.strip() for name in reader.fieldnames or ()]
         reader.fieldnames = columns
         read = [(reader.line_num, row) for row in reader]
@@ -80,7 +81,10 @@ def read_csv(path: Path, required: Sequence[str]) -> list[Row]:
         reason = str(error).removeprefix(f"{path}: ")
         raise defect.TABLE.error(f"{path}: cannot be read as a comma-separated UTF-8 table: {reason}") from None
     except csv.Error as error:
-        raise defect.TABLE.error(f"{path}: cannot be read as a comma-separated UTF-8 table: {error}") from None
+        raise defect.TABLE.error(
+            f"{path}: cannot be read as a comma-separated UTF-8 table: {error}; look for a quotation mark that is not "
+            "closed, or has text behind it"
+        ) from None
     missing = [name for name in required if name not in columns]
     if missing:
         raise defect.TABLE.error(
