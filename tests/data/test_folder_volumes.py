@@ -405,6 +405,13 @@ def test_a_label_number_that_python_cannot_read_is_a_fault(tmp_path: Path, digit
     assert "= 'tumour' is no whole number" in message(tmp_path)
 
 
+def test_cases_of_a_datalist_that_begin_with_one_image_are_not_lost(tmp_path: Path) -> None:
+    for name in "abcd":
+        nifti(tmp_path / f"{name}.nii", values())
+    datalist(tmp_path, [{"image": ["a.nii", f"{name}.nii"], "label": 1} for name in "bcd"])
+    assert "training 3: an image that is listed twice" in message(tmp_path)
+
+
 @pytest.mark.parametrize("key", ["patient_id", "Patient", "split"])
 def test_a_datalist_s_word_on_patients_or_splits_is_not_passed_over(tmp_path: Path, key: str) -> None:
     nifti(tmp_path / "a.nii", values())

@@ -56,7 +56,7 @@ def collect(folder: Path, options: layouts.Options) -> layouts.Layout:
             if case is not None:
                 split_of = _split(entry, split, options.fold, where, layout.faults)
                 name = case.name if case.name not in found else layouts.relative(case.images[:1], folder)
-                if case.images in listed:
+                if case.images in listed or name in found:
                     layout.faults.append(defect.NAME_TWICE.fault(f"{where}: an image that is listed twice; keep one"))
                 listed.add(case.images)
                 found[name] = layouts.Case(name, case.images, case.mask, case.label, case.patient, split_of)
