@@ -461,12 +461,13 @@ def _against(
     found: tuple[Stated, bool] | None = None
     own, other = ([one[FEDERATED] for one in many if FEDERATED in one] for many in (samples, first_samples))
     tested = [set(run.sites) for run in (*own, *other)]
-    if group.first.summary["primary"] == first.first.summary["primary"] and tested and set.intersection(*tested):
+    shared = tested[0].intersection(*tested) if tested else set()
+    if group.first.summary["primary"] == first.first.summary["primary"] and shared:
         found = difference(*at_common_sites(own, other))
     if found is None:
         return {"difference": None, "settings": changed}
     value, paired = found
-    alone = sorted(set.union(*tested) - set.intersection(*tested))
+    alone = sorted(tested[0].union(*tested) - shared)
     seeds = sorted({run.seed for run in group.runs} & {run.seed for run in first.runs}) if paired else []
     bounds = {"mean": value.mean, "low": value.low, "high": value.high, "no_interval": value.reason}
     row = {**bounds, "over_sites": value.over_sites, "paired": paired, "seeds": seeds, "sites_left_out": alone}
