@@ -230,6 +230,18 @@ def test_a_segmentation_of_thinner_or_thicker_slices_is_refused(
     assert factor < 1 or "farther apart than the 2 mm of these" in fault
 
 
+def test_in_another_frame_of_reference_every_frame_has_to_name_its_image(tmp_path: Path) -> None:
+    images = study(tmp_path / "study")
+    header = volumes.read_header(tmp_path / "study")
+    seg = pydicom.dcmread(writer.segmentation(tmp_path / "seg.dcm", images, labels()))
+    seg.FrameOfReferenceUID = "1.2.826.0.1.5555555"
+    seg.save_as(tmp_path / "seg.dcm", enforce_file_format=True)
+    assert dicom_seg.check(tmp_path / "seg.dcm", header) == ()
+    del seg.PerFrameFunctionalGroupsSequence[-1].DerivationImageSequence
+    seg.save_as(tmp_path / "seg.dcm", enforce_file_format=True)
+    assert "in another frame of reference" in refused(tmp_path / "seg.dcm", header)
+
+
 def test_of_masks_beside_a_study_those_of_the_chosen_series_count(tmp_path: Path) -> None:
     common = {"FrameOfReferenceUID": "1.2.3"}
     first = study(tmp_path / "study" / "a", number=1, **common)

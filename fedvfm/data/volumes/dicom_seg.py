@@ -438,9 +438,10 @@ def _frames(where: str, file: Path, image: headers.Header) -> tuple[Any, list[tu
             raise ValueError
         shared = next(iter(tags.get("SharedFunctionalGroupsSequence") or ()), None)
         slices = {(frame.uid, frame.number): at for at, frame in enumerate(image.frames)}
-        _refuse_other_frame(where, tags, groups, slices, image)
         labelled = tags.get("SegmentationType") == "LABELMAP"
         named = [_referred([group, shared], slices) for group in groups]
+        if None in named:
+            _refuse_other_frame(where, tags, image)
         places = [
             (_slice(where, [group, shared], image, at), None if labelled else _segment([group, shared]))
             for group, at in zip(groups, named, strict=True)
@@ -452,19 +453,17 @@ def _frames(where: str, file: Path, image: headers.Header) -> tuple[Any, list[tu
         raise dicom.damaged(where, error) from None
 
 
-def _refuse_other_frame(
-    where: str, tags: Any, groups: Sequence[Any], slices: Mapping[tuple[str, int], int], image: headers.Header
-) -> None:
-    """Refuse a segmentation that names none of the images and lies in another frame of reference.
+def _refuse_other_frame(where: str, tags: Any, image: headers.Header) -> None:
+    """Refuse a segmentation of which frames name none of the images, and that lies in another frame of reference.
 
-    Its positions then are not places in these images, however well they fit.
+    Their positions then are not places in these images, however well they fit.
 
     Raises:
         DataError: with the remedy.
     """
     own = dicom.read_tags(image.frames[0].file, where, ("FrameOfReferenceUID",)).get("FrameOfReferenceUID") or ""
     theirs = tags.get("FrameOfReferenceUID") or ""
-    if own and theirs and own != theirs and all(_referred([group], slices) is None for group in groups):
+    if own and theirs and own != theirs:
         raise defect.MASK_GEOMETRY.error(
             f"{where}: made on other images, in another frame of reference; bring the segmentation of these"
         )
