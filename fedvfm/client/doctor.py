@@ -24,6 +24,9 @@ RUN = "run"
 CHILDREN = ("supernode", "executor")
 BASE_BYTES = 256 * host.MIB
 """Logs, and what Flower keeps."""
+KEPT = 15
+"""Adapters of a recipe: two that came, the update that left, residuals and personal arrays of three rounds each, the
+final one as it came and with the site's own arrays, and of all but these the file that is being written."""
 
 
 def examine(folder: Path, settings: Path, *, data: bool = True, limit: int = 0) -> list[finding.Row]:
@@ -92,8 +95,8 @@ def _key(where: state_folder.State) -> list[finding.Row]:
 
 
 def _need(approved: Sequence[locked_recipe.LockedRecipe]) -> int:
-    """Every update that was sent is kept until its run is over, so that none is trained twice."""
-    return BASE_BYTES + sum(4 * spec.size * (one.recipe.rounds + 2) for one in approved for spec in one.manifest)
+    """Logs, and of each recipe as many arrays of an adapter's size as lie there at most, however many rounds it has."""
+    return BASE_BYTES + sum(4 * spec.size * KEPT for one in approved for spec in one.manifest)
 
 
 def _approval(where: state_folder.State, approved: Sequence[locked_recipe.LockedRecipe]) -> finding.Row:

@@ -25,8 +25,8 @@ BASE_MIB = 490.0
 DISK_BASE_MIB = 256.0
 """Logs and temporary files of a site."""
 
-ADAPTERS_KEPT = 4
-"""The received and the sent adapter, each with the file that is being written beside it."""
+ADAPTERS_KEPT = 15
+"""As many as a site holds at most of a recipe, residuals and personal arrays among them (``client.doctor.KEPT``)."""
 
 COPIES = 10
 """Of what trains: parameters, gradients, two moments of the optimiser, what was received, sent and serialised."""

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from fedvfm.client import doctor
 from fedvfm.client import state_folder as joining
 from fedvfm.client.gate import policy
 from fedvfm.doctor import host as machine
@@ -248,6 +249,16 @@ def test_a_full_disk(ends: Ends) -> None:
     short = machine.disk(ends.server.folder, 1 << 60)
     assert short.severity == "blocker"
     assert "MiB needed" in short.problem
+
+
+def test_the_disk_that_a_site_needs_does_not_grow_with_the_rounds(ends: Ends) -> None:
+    """It holds the last update of a recipe, not all: a whole network over 100 rounds was refused for want of space."""
+    many = ends.locked.model_copy(update={"recipe": ends.locked.recipe.model_copy(update={"rounds": 1000})})
+    one = ends.locked.model_copy(update={"recipe": ends.locked.recipe.model_copy(update={"rounds": 1})})
+    assert doctor._need([many]) == doctor._need([one])
+    assert doctor._need([one, many]) - doctor._need([one]) == doctor._need([one]) - doctor._need([])
+    sizes = sum(4 * spec.size for spec in ends.locked.manifest)
+    assert 4 * sizes < doctor._need([one]) - doctor._need([]) < 20 * sizes
 
 
 def test_a_clock_that_went_back(ends: Ends) -> None:
