@@ -139,6 +139,17 @@ def test_a_set_found_by_its_name_is_resolved_to_where_it_lies(tmp_path: Path, mo
     assert index.resolve(schema.SourceConfig(source="brain-mri")).path is None
 
 
+def test_empty_rows_below_a_table_are_no_rows(tmp_path: Path) -> None:
+    """Spreadsheets write them as commas alone, with more of them than there are columns where a cell was once used."""
+    path = tmp_path / "t.csv"
+    path.write_text("id,label\na,x\n,\n , \n,,,\nb,y\n")
+    rows = index.read_csv(path, ("id", "label"))
+    assert [(row["id"], row["label"], row.line) for row in rows] == [("a", "x", 2), ("b", "y", 6)]
+    path.write_text("id,label\na,x\n,y\n")
+    with pytest.raises(errors.DataError, match="line 3: no value for 'id'"):
+        index.read_csv(path, ("id", "label"))
+
+
 def test_unknown_source() -> None:
     with pytest.raises(errors.UnknownName, match=r"unknown data source 'nuclai'; known: .*nearest: 'nuclei'"):
         table.make(schema.SourceConfig(source="nuclai"))

@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fedvfm import errors, registry
 from fedvfm.config import schema
@@ -76,7 +77,8 @@ def read_csv(path: Path, required: Sequence[str]) -> list[Row]:
         reader = csv.DictReader(io.StringIO(side_files.read_text(path, MOST_BYTES), newline=""), strict=True)
         columns = [name.strip() for name in reader.fieldnames or ()]
         reader.fieldnames = columns
-        read = [(reader.line_num, row) for row in reader]
+        # Spreadsheets write the empty rows below a table as commas alone.
+        read = [(reader.line_num, row) for row in reader if not _is_empty(row)]
     except errors.DataError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise defect.TABLE.error(f"{path}: cannot be read as a comma-separated UTF-8 table: {reason}") from None
@@ -117,6 +119,12 @@ def read_csv(path: Path, required: Sequence[str]) -> list[Row]:
         ),
     )
     return rows
+
+
+def _is_empty(row: Mapping[str | None, Any]) -> bool:
+    """Whether no cell holds anything; those beside the columns, a list, are under None."""
+    cells = [*(row.get(None) or ()), *(cell for key, cell in row.items() if key is not None)]
+    return not any(cell and cell.strip() for cell in cells)
 
 
 def _separated(columns: Sequence[str]) -> str:
